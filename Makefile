@@ -1,0 +1,51 @@
+# Every target does its own set-up in .venv; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+export SEGAUDIT_DATA ?= $(abspath ../shared/data)
+
+.PHONY: demo test test-real lint bench docs experiments clean
+
+demo: .venv/ready
+	$(BIN)/segaudit demo --out runs/demo
+
+test: .venv/ready
+	$(BIN)/pytest
+
+test-real: .venv/ready
+	$(BIN)/pytest -m real
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready .venv/peers
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/torchattacks_pgd.py
+
+# The study of experiments/ on $$SEGAUDIT_DATA, and its tables; about half an hour on two cores.
+experiments: .venv/ready
+	$(BIN)/segaudit run experiments/camvid-arnab.yaml --out runs/camvid-arnab
+	for q in miou iou_ratio accuracy miou_8bit; do \
+	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > experiments/results/camvid-arnab-$$q.md || exit 1; done
+	for f in transfer classes; do \
+	  $(BIN)/segaudit table runs/camvid-arnab --form $$f > experiments/results/camvid-arnab-$$f.md || exit 1; done
+	$(BIN)/segaudit table runs/camvid-arnab --format csv > experiments/results/camvid-arnab.csv
+	$(BIN)/segaudit table runs/camvid-arnab --format latex > experiments/results/camvid-arnab-miou.tex
+
+docs: .venv/ready
+	$(BIN)/python docs/build.py
+
+.venv/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# The peers in benchmarks/ pin old requests: they are installed without their dependencies.
+.venv/peers: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	touch $@
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache
