@@ -1,0 +1,169 @@
+"""One lazy registry: a new part is one file and one line here.
+
+A name that is not in the table may be `my_file.py:function` or `package.module:function`: a user's own part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from segaudit.paths import expand
+from segaudit.types import UserError
+
+TABLES: dict[str, dict[str, str]] = {
+    "attack": {
+        "fgsm": "segaudit.attacks.fgsm:fgsm",
+        "fgsm_ll": "segaudit.attacks.fgsm:fgsm_ll",
+        "ifgsm": "segaudit.attacks.fgsm:ifgsm",
+        "ifgsm_ll": "segaudit.attacks.fgsm:ifgsm_ll",
+        "pgd": "segaudit.attacks.pgd:pgd",
+    },
+    "target": {
+        "next": "segaudit.attacks.targets:following",
+        "image": "segaudit.attacks.targets:image",
+    },
+    "defense": {
+        "none": "segaudit.defenses.none:none",
+    },
+    "membership": {},
+    "data": {
+        "scenes": "segaudit.data.scenes:scenes",
+        "camvid": "segaudit.data.camvid:camvid",
+        "kvasir": "segaudit.data.kvasir:kvasir",
+        "voc": "segaudit.data.voc:voc",
+        "folder": "segaudit.data.folder:folder",
+    },
+    "model": {
+        "bundled": "segaudit.models.bundled:bundled",
+        "tiny": "segaudit.models.tiny:tiny",
+        "torchvision": "segaudit.models.torchvision:torchvision",
+        "smp": "segaudit.models.smp:smp",
+        "huggingface": "segaudit.models.huggingface:huggingface",
+        "python": "segaudit.models.python:python",
+    },
+    "recipe": {
+        "standard": "segaudit.training.standard:standard",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of a kind of part, in the order of the table."""
+    return list(TABLES[kind])
+
+
+def load(kind: str, name: str) -> Callable[..., Any]:
+    """The function of a registered part, or of a user's own `file.py:function` or `package.module:function`."""
+    if ":" in name:
+        return _resolve(kind, name)
+    if name not in TABLES[kind]:
+        known = ", ".join(names(kind)) or "none yet"
+        raise UserError(f"no {kind} is called {name!r}{suggest(name, TABLES[kind])}; there are: {known}")
+    return _resolve(kind, TABLES[kind][name])
+
+
+def check_arguments(kind: str, name: str, given: Mapping[str, Any], handed: Iterable[str] = ()) -> None:
+    """Refuse keywords that the part does not have, and the lack of one that it needs.
+
+    handed: the parameters that the caller hands in itself.
+    """
+    parameters = inspect.signature(load(kind, name)).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = {
+        key: p
+        for key, p in parameters.items()
+        if key not in set(handed) and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    for key in given:
+        if key not in own and not free:
+            known = ", ".join(own) or "none"
+            raise UserError(f"{kind} {name!r} has no argument {key!r}{suggest(key, own)}; its arguments: {known}")
+    for key, p in own.items():
+        if p.default is p.empty and key not in given:
+            raise UserError(f"{kind} {name!r} needs the argument {key!r}")
+
+
+def accepts(kind: str, name: str, key: str) -> bool:
+    """Whether a part takes the keyword `key`."""
+    return key in inspect.signature(load(kind, name)).parameters
+
+
+def default(kind: str, name: str, key: str) -> Any:
+    """What a part takes for `key` when it is not told; None where it has no such keyword or no default."""
+    own = inspect.signature(load(kind, name)).parameters.get(key)
+    return None if own is None or own.default is own.empty else own.default
+
+
+def describe(kind: str) -> list[tuple[str, str, str]]:
+    """(name, one line, source) of every part of a kind, from its docstring: the first line and `Source: ...`."""
+    rows = []
+    for name in names(kind):
+        text = inspect.getdoc(load(kind, name)) or ""
+        source = [line.removeprefix("Source:").strip() for line in text.splitlines() if line.startswith("Source:")]
+        rows.append((name, text.partition("\n")[0], " ".join(source)))
+    return rows
+
+
+def suggest(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing where no option is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def source_file(name: str) -> Path | None:
+    """The file of a user's `file.py:function`, None for any other name."""
+    place = name.rpartition(":")[0]
+    return expand(place) if place.endswith(".py") else None
+
+
+def _resolve(kind: str, name: str) -> Callable[..., Any]:
+    place, _, function = name.rpartition(":")
+    path = source_file(name)
+    module = _from_file(kind, path) if path else _from_package(kind, place)
+    found = getattr(module, function, None)
+    if not callable(found):
+        public = [key for key in vars(module) if callable(getattr(module, key)) and not key.startswith("_")]
+        raise UserError(f"{kind} {name!r}: {place} has no function {function!r}{suggest(function, public)}")
+    return found  # type: ignore[no-any-return]
+
+
+def _from_file(kind: str, path: Path) -> Any:
+    path = path.resolve()
+    if not path.is_file():
+        raise UserError(f"{kind}: there is no file {path}")
+    key = f"segaudit_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if key not in sys.modules:
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # the file may import its neighbours, as a script may
+        spec = importlib.util.spec_from_file_location(key, path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{kind}: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[key]
+            raise _broken(kind, path, error) from error
+    return sys.modules[key]
+
+
+def _from_package(kind: str, place: str) -> Any:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:
+        raise _broken(kind, place, error) from error
+
+
+def _broken(kind: str, place: Path | str, error: BaseException) -> UserError:
+    """What went wrong in somebody's module, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"{kind}: {place} does not import: {text}")
