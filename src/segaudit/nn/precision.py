@@ -1,0 +1,36 @@
+"""What this processor is fast at."""
+
+from __future__ import annotations
+
+import torch
+
+from segaudit.types import UserError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu = torch.cpu
+    return any(bool(getattr(cpu, probe, bool)()) for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def resolve(precision: str, device: torch.device | str = "cpu") -> str:
+    """`auto` -> bf16 where the device is fast at it, else fp32."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "auto":
+        return "bf16" if bf16_is_fast(device) else "fp32"
+    return precision
+
+
+def flush_denormals() -> None:
+    """Read denormals as zero in this process: trained networks hold them, and they can cost a factor of 30."""
+    torch.set_flush_denormal(True)
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
