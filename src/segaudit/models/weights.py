@@ -1,0 +1,114 @@
+"""Weights in and out: safetensors, or a checkpoint of plain tensors; never a pickle."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from segaudit.paths import expand
+from segaudit.types import UserError
+
+CARD = "segaudit"
+"""The key of the model card in a safetensors header."""
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
+"""Where training scripts put the state_dict in a checkpoint."""
+
+
+def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weights file and its model card ({} where it has none).
+
+    Raises UserError for a file that is missing, damaged, or holds more than tensors.
+    """
+    path = expand(where)
+    if not path.is_file():
+        raise UserError(f"weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                card = json.loads((file.metadata() or {}).get(CARD, "{}"))
+                return {key: file.get_tensor(key) for key in file.keys()}, card  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"weights: {path} is not a whole safetensors file ({error})") from error
+    try:
+        with warnings.catch_warnings():  # torch warns of formats that it then refuses
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises whatever a damaged file drives it to
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if found:
+            raise UserError(
+                f"weights: {path} holds more than tensors ({found[1]}), and loading it could run code; "
+                "save the state_dict alone, best as safetensors"
+            ) from error
+        raise UserError(
+            f"weights: {path} is not a checkpoint that torch can read; it is damaged, or of another format: "
+            "save the state_dict again, best as safetensors"
+        ) from error
+    return _state(content, path), {}
+
+
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: Collection[str] = ()) -> None:
+    """Load tensors into a network, every key and shape of it. Raises UserError that lists what does not match.
+
+    What wrappers put before every key (`module.`, `model.`, `_orig_mod.`) is taken away. unused: the beginnings of
+    keys that may be in the file though the network lacks them.
+    """
+    own = net.state_dict()
+    start = len(_wrapper(tensors, own))
+    tensors = {key[start:]: value for key, value in tensors.items()}
+    tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(tuple(unused))}
+    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    extra = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if missing or extra or shapes:
+        faults = [_some("lacks", missing), _some("has besides", extra), _some("shapes:", shapes)]
+        raise UserError(f"weights: {path} is of another network: {'; '.join(f for f in faults if f)}")
+    for key, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"weights: {path}: {key} holds NaN or infinite values; the training diverged")
+    net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=False)
+
+
+def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Save a network as safetensors with its model card; floating-point tensors in `dtype`."""
+    tensors = {  # cloned, as safetensors refuses two keys of one storage (tied weights)
+        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for key, value in net.state_dict().items()
+    }
+    path.write_bytes(save(tensors, metadata={CARD: json.dumps(card, sort_keys=True), "format": "pt"}))
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"weights: {path} is not a state_dict (a mapping of names to tensors)")
+    return dict(content)
+
+
+def _wrapper(keys: Collection[str], own: Collection[str]) -> str:
+    """What stands before every key, as far as taking it away makes the most keys the network's own."""
+    first = next(iter(keys), "")
+    starts = [first[: dot + 1] for dot in range(-1, len(first)) if dot < 0 or first[dot] == "."]
+    shared = [start for start in starts if all(key.startswith(start) for key in keys)]
+    return max(shared, key=lambda start: sum(key[len(start) :] in own for key in keys))
+
+
+def _some(what: str, items: list[str]) -> str:
+    shown = ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+    return f"{what} {shown}" if items else ""

@@ -1,0 +1,186 @@
+"""Weights in and out: what is loaded, what is refused, and that nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from segaudit.models import weights
+from segaudit.types import UserError
+
+
+def net(seed: int = 0, width: int = 4) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Sequential(nn.Conv2d(width, 2, 1)))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def loaded(path: Path, into: nn.Module) -> nn.Module:
+    weights.fill(into, weights.read(path)[0], path)
+    return into
+
+
+class Evil:
+    """A pickle of this writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_weights_and_card_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.write(net(), path, {"score": 0.5})
+    tensors, card = weights.read(path)
+    assert card == {"score": 0.5}
+    assert set(tensors) == set(net().state_dict())
+    assert not same(net(), net(1))
+    assert same(loaded(path, net(1)), net())
+
+
+def test_fp16_weights_are_read_into_an_fp32_net(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.write(net(), path, {}, torch.float16)
+    into = loaded(path, net(1))
+    assert {p.dtype for p in into.parameters()} == {torch.float32}
+    assert torch.equal(into[0].weight, net()[0].weight.half().float())
+
+
+def test_tied_weights_are_saved(tmp_path: Path) -> None:
+    shared = nn.Linear(3, 3)
+    tied = nn.Sequential(shared, shared)
+    weights.write(tied, tmp_path / "tied.safetensors", {})
+    other = nn.Linear(3, 3)
+    assert same(loaded(tmp_path / "tied.safetensors", nn.Sequential(other, other)), tied)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"model_state_dict": s},
+        lambda s: {"module." + k: v for k, v in s.items()},
+        lambda s: {"state_dict": {"model." + k: v for k, v in s.items()}, "hyper_parameters": {"lr": 1}},
+        lambda s: {"net": {"module._orig_mod." + k: v for k, v in s.items()}},
+    ],
+)
+def test_common_checkpoints_are_read(tmp_path: Path, wrap: Any) -> None:
+    torch.save(wrap(net().state_dict()), tmp_path / "net.pth")
+    assert same(loaded(tmp_path / "net.pth", net(1)), net())
+
+
+def test_a_prefix_is_kept_where_it_is_the_networks_own(tmp_path: Path) -> None:
+    outer = nn.Sequential()
+    outer.add_module("model", net())
+    torch.save(outer.state_dict(), tmp_path / "net.pth")
+    into = nn.Sequential()
+    into.add_module("model", net(1))
+    assert same(loaded(tmp_path / "net.pth", into), outer)
+    assert same(loaded(tmp_path / "net.pth", net(1)), net())
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 4])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int | None) -> None:
+    mark, path = tmp_path / "run", tmp_path / "net.pt"
+    if protocol:
+        path.write_bytes(pickle.dumps({"a": Evil(mark)}, protocol=protocol))
+    else:
+        torch.save({"a": Evil(mark), "state_dict": net().state_dict()}, path)
+    fault = "is not a checkpoint" if protocol == 4 else r"more than tensors \(.*system\), and loading it could run code"
+    with pytest.raises(UserError, match=rf"net\.pt .*{fault}"):
+        weights.read(path)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Evil(mark)))  # the file would have been written
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("content", [net(), {"state_dict": {}, "args": argparse.Namespace(lr=1)}])
+def test_whole_models_and_other_objects_are_refused_by_name(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"\((torch\.nn.*|argparse\.Namespace)\).* save the state_dict alone"):
+        weights.read(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello world this is text", b"\x80\x02}q\x00.", bytes(range(256)) * 9])
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        weights.read(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "old.pt", "net.safetensors"])
+def test_half_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        weights.write(net(), path, {})
+    else:
+        torch.save(net().state_dict(), path, _use_new_zipfile_serialization=name == "net.pt")
+    loaded(path, net(1))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=name):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}, {}, {"a": torch.zeros(1), "b": 1}])
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(UserError, match="not a state_dict"):
+        weights.read(tmp_path / "net.pt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*net\.pt"):
+        weights.read(tmp_path / "net.pt")
+
+
+def test_what_does_not_match_is_listed(tmp_path: Path) -> None:
+    state = net().state_dict()
+    del state["1.bias"]
+    state["2.0.weight"] = torch.zeros(7, 4, 1, 1)
+    state |= {f"more.{i}": torch.zeros(1) for i in range(5)}
+    before = net(1)
+    with pytest.raises(UserError) as caught:
+        weights.fill(before, state, "other.pt")
+    for part in ("other.pt is of another network", "lacks 1.bias", "has besides more.0, more.1, more.2 and 2 more",
+                 "2.0.weight is (7, 4, 1, 1), not (2, 4, 1, 1)"):  # fmt: skip
+        assert part in str(caught.value)
+    assert same(before, net(1))
+    with pytest.raises(UserError, match="of another network"):
+        weights.fill(net(width=5), net().state_dict(), "other.pt")
+
+
+def test_unused_keys_are_left_out_and_no_others(tmp_path: Path) -> None:
+    state = {**net().state_dict(), "aux.0": torch.full((1,), torch.nan)}
+    into = net(1)
+    weights.fill(into, state, "x.pt", unused=("aux.",))
+    assert same(into, net())
+    with pytest.raises(UserError, match=r"has besides aux\.0"):
+        weights.fill(net(1), state, "x.pt", unused=("other.",))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state = net().state_dict()
+    state["2.0.bias"] = torch.tensor([0.0, value])
+    save_file(state, tmp_path / "net.safetensors")
+    with pytest.raises(UserError, match=r"net\.safetensors: 2\.0\.bias holds NaN or infinite"):
+        loaded(tmp_path / "net.safetensors", net(1))
