@@ -1,0 +1,64 @@
+"""From a model and its adversarial images to the rows that everything else is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from segaudit.metrics.confusion import count
+from segaudit.metrics.perturbation import norms, to_8bit
+from segaudit.types import VOID, Batch, Counts, Norms, Records
+
+
+def judge(
+    logits_of: Callable[[Tensor], Tensor],
+    clean: Batch,
+    adversarial: Tensor,
+    *,
+    goal: Tensor | None = None,
+    cost: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> tuple[Records, Tensor]:
+    """The records of adversarial images N x C x H x W and the predictions N x H x W on them.
+
+    goal: the masks N x H x W that were to be reached. cost: forwards, backwards and seconds an image.
+    """
+    logits = logits_of(adversarial)
+    classes, labels, n = logits.shape[1], clean.labels, len(clean)
+    prediction = logits.argmax(1)
+    rounded = to_8bit(adversarial)
+    valid = (labels != VOID).flatten(1)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none").flatten(1)
+    forwards, backwards, seconds = cost
+    made = Records(
+        ids=clean.ids,
+        counts=count(prediction, labels, classes),
+        rounded=count(logits_of(rounded).argmax(1), labels, classes),
+        norms=norms(adversarial, clean.images),
+        norms_rounded=norms(rounded, to_8bit(clean.images)),
+        goal=None if goal is None else count(prediction, goal.where(labels != VOID, VOID), classes),
+        places=np.full(n, labels[0].numel() if labels.shape[1:] != (1, 1) else clean.images[0, 0].numel()),
+        loss=(losses.sum(1).double() / valid.sum(1)).cpu().numpy(),
+        forwards=np.full(n, forwards),
+        backwards=np.full(n, backwards),
+        seconds=np.full(n, seconds),
+    )
+    return made, prediction
+
+
+def join(parts: Sequence[Records]) -> Records:
+    """The records of several batches as one."""
+    first = parts[0]
+    joined: dict[str, Any] = {"ids": tuple(name for part in parts for name in part.ids)}
+    for field in fields(Records):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], (Counts, Norms)):
+            kind = type(values[0])
+            joined[field.name] = kind(*(np.concatenate([getattr(v, f.name) for v in values]) for f in fields(kind)))
+        elif field.name != "ids":
+            joined[field.name] = None if values[0] is None else np.concatenate(values)
+    return type(first)(**joined)
