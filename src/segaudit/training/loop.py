@@ -1,0 +1,237 @@
+"""The only training loop. It sees a Segmenter, images by id, and a recipe that turns a batch into a loss."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from segaudit.metrics import confusion
+from segaudit.nn.precision import default_device, flush_denormals, resolve
+from segaudit.registry import suggest
+from segaudit.rng import ImageStreams
+from segaudit.training.augment import augment
+from segaudit.types import Batch, Segmenter, UserError
+
+Recipe = Callable[..., Tensor]
+"""`(model, batch, *, rng) -> loss`."""
+
+
+class Samples(Protocol):
+    """Images with masks by id."""
+
+    ids: tuple[str, ...]
+
+    def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
+        """Image C x H x W in [0, 1] and labels H x W."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. lr: the peak of a one-cycle (linear warm-up, cosine to 0) for AdamW."""
+
+    epochs: int = 60
+    batch: int = 8
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    clip: float = 5.0
+    seed: int = 0
+    precision: str = "auto"
+    validate_every: int = 5
+    workers: int = 0
+    augment: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = [key for key in inspect.signature(augment).parameters if key not in ("image", "labels", "rng")]
+        for key in self.augment:
+            if key not in known:
+                raise UserError(f"augment has no {key!r}{suggest(str(key), known)}; it has: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop says after a step: for a bar, a log, nothing."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    miou: float | None
+
+
+def fit(
+    model: Segmenter,
+    train: Samples,
+    held_out: Samples | None,
+    recipe: Recipe,
+    schedule: Schedule,
+    folder: Path,
+    tell: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, float]:
+    """Train in place; returns the held-out `miou` and `accuracy` in float32 (empty without held-out images).
+
+    The folder gets `metrics.jsonl` (a line an epoch) and `checkpoint.pt`, from which the same call goes on: each
+    epoch draws from streams of its own number, so a resumed run sees what an undisturbed one does.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise UserError("training needs accelerate: pip install 'segaudit[train]'") from error
+    flush_denormals()
+    on_cpu = default_device().type == "cpu"
+    precision = resolve(schedule.precision, default_device())
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # it would cast the model's forward for good
+    device = accelerator.device
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    model.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.lr)
+    views = _Views(train, schedule)
+    steps = max(1, len(train.ids) // schedule.batch)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _Checkpoint(folder / "checkpoint.pt")
+    first = state.load(model, optimizer)
+    if first == 0:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    runner, stepper = accelerator.prepare(model, optimizer)
+    score: dict[str, float] = {}
+    for epoch in range(first, schedule.epochs):
+        began, total = time.perf_counter(), 0.0
+        torch.manual_seed(_number(schedule.seed, "epoch", epoch) % 2**63)
+        runner.train()
+        for step, (images, labels, rows) in enumerate(views.loader(epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr * one_cycle(
+                    (epoch * steps + step) / (schedule.epochs * steps), schedule.warmup
+                )
+            ids = tuple(train.ids[i] for i in rows)
+            batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, ids).to(device)
+            with cast:
+                loss = recipe(runner, batch, rng=ImageStreams(schedule.seed, ids, f"train/{epoch}"))
+            if not loss.isfinite():
+                raise UserError(f"training: the loss is {loss.item()} in epoch {epoch}; lower lr ({schedule.lr})")
+            stepper.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), schedule.clip)
+            stepper.step()
+            total += loss.item()
+            tell(Progress(epoch, step + 1, steps, total / (step + 1), score.get("miou")))
+        line: dict[str, float] = {"epoch": epoch, "loss": total / steps, "seconds": time.perf_counter() - began}
+        if held_out is not None and (epoch + 1) % schedule.validate_every == 0 and epoch + 1 < schedule.epochs:
+            with cast:
+                score = evaluate(model, held_out, schedule.batch)
+            line |= score
+        state.save(model, optimizer, epoch + 1)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    model.eval().requires_grad_(False)
+    return evaluate(model, held_out, schedule.batch) if held_out is not None else {}
+
+
+@torch.no_grad()
+def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, float]:
+    """The data set's `miou` and `accuracy` of a model on clean images."""
+    model.eval()
+    device = next(model.parameters()).device
+    rows = []
+    for start in range(0, len(samples.ids), batch):
+        images, labels = zip(*(samples.sample(name) for name in samples.ids[start : start + batch]), strict=True)
+        logits = model(_stack(images).to(device).contiguous(memory_format=torch.channels_last))
+        rows.append(confusion.count(logits.argmax(1).cpu(), torch.stack(labels), model.num_classes))
+    counts = confusion.join(rows)
+    return {"miou": confusion.miou(counts), "accuracy": confusion.accuracy(counts)}
+
+
+def one_cycle(done: float, warmup: float) -> float:
+    """The share of the peak learning rate after `done` of the training: linear warm-up, then cosine to 0."""
+    if done < warmup:
+        return (done + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1e-9, 1 - warmup)))
+
+
+class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
+    """The augmented images of one epoch; the originals are kept as bytes once they were read."""
+
+    def __init__(self, samples: Samples, schedule: Schedule) -> None:
+        self.samples, self.schedule, self.epoch = samples, schedule, 0
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Sequence[int]]]:
+        self.epoch = epoch
+        order = torch.randperm(len(self.samples.ids), generator=_generator(self.schedule.seed, "order", epoch))
+        batch = min(self.schedule.batch, len(order))
+        rows: Sequence[list[int]] = [chunk.tolist() for chunk in torch.split(order, batch) if len(chunk) == batch]
+        loader = DataLoader(self, batch_sampler=rows, num_workers=self.schedule.workers, collate_fn=_collate)
+        try:
+            yield from loader
+        except UserError as error:  # from another process it comes with that one's traceback in its text
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+
+    def __len__(self) -> int:
+        return len(self.samples.ids)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, int]:
+        if row not in self.kept:
+            image, labels = self.samples.sample(self.samples.ids[row])
+            self.kept[row] = (image * 255).round().byte(), labels.byte()
+        image, labels = self.kept[row]
+        rng = _generator(self.schedule.seed, f"view/{self.samples.ids[row]}", self.epoch)
+        return *augment(image.float() / 255, labels.long(), rng, **self.schedule.augment), row
+
+
+class _Checkpoint:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self, model: Segmenter, optimizer: torch.optim.Optimizer) -> int:
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["epoch"])
+
+    def save(self, model: Segmenter, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        aside = self.path.with_suffix(".part")
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, aside)
+        os.replace(aside, self.path)
+
+
+def _collate(views: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    images, labels, rows = zip(*views, strict=True)
+    return _stack(images), torch.stack(labels), rows
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    sizes = sorted({" x ".join(str(side) for side in image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        raise UserError(f"training: the images differ in size ({sizes[0]} and {sizes[1]}): give data a `size: [H, W]`")
+    return torch.stack(list(images))
+
+
+def _groups(model: Segmenter, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases and norms do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _number(*parts: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+
+def _generator(*parts: Any) -> Generator:
+    return Generator().manual_seed(_number(*parts) % 2**63)
