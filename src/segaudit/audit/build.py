@@ -1,0 +1,44 @@
+"""From the parts of a spec to the things themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segaudit import registry
+from segaudit.audit.parts import ModelSpec, Part
+from segaudit.data.base import Dataset
+from segaudit.models import build as models
+from segaudit.types import Segmenter, UserError
+
+
+def dataset(part: Part) -> Dataset:
+    """The data set of a part. Raises UserError for a wrong argument or a missing tree."""
+    registry.check_arguments("data", part.name, part.args)
+    made = registry.load("data", part.name)(**part.args)
+    if not isinstance(made, Dataset):
+        raise UserError(f"data {part.name!r} gave a {type(made).__name__}, not a segaudit.data.base.Dataset")
+    return made
+
+
+def model(spec: ModelSpec, class_names: Sequence[str], seed: int = 0) -> Segmenter:
+    """The Segmenter of a spec for these classes; seed: of the weights that are not loaded."""
+    return models.build(
+        spec.source,
+        spec.name,
+        class_names,
+        args=spec.args,
+        weights=spec.weights,
+        preprocess=spec.preprocess,
+        outputs=spec.outputs,
+        class_map=spec.class_map,
+        seed=seed,
+    )
+
+
+def defended(model: Segmenter, defense: Part) -> Segmenter:
+    """The model behind a defense."""
+    registry.check_arguments("defense", defense.name, defense.args, handed=("model",))
+    made = registry.load("defense", defense.name)(model, **defense.args)
+    if not isinstance(made, Segmenter):
+        raise UserError(f"defense {defense.name!r} gave a {type(made).__name__}, not a Segmenter")
+    return made

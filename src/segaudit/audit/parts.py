@@ -1,0 +1,152 @@
+"""The pieces of a spec: strict models, parts written `name` or `{name, arguments}`, numbers as people write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
+
+from segaudit.registry import suggest
+from segaudit.types import UserError
+
+FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+POWER = re.compile(r"\s*[-+]?\d+(\.\d*)?[eE][-+]?\d+\s*")  # 1e-3, which YAML 1.1 reads as a string
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is refused with a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(f"unknown key {key!r}{suggest(str(key), cls.model_fields)}; known: {known}")
+        return value
+
+
+class Part(Strict):
+    """A registered thing with its arguments, written `pgd` or `{name: pgd, steps: 20}`."""
+
+    name: str
+    args: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and not set(value) <= {"name", "args"}:
+            if "name" not in value:
+                raise ValueError("give it a `name`")
+            return {"name": value["name"], "args": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    def label(self) -> str:
+        """How a table names it: `pgd`, or `pgd(norm=l2)` where arguments tell it from another."""
+        inside = ", ".join(f"{key}={_short(value)}" for key, value in self.args.items())
+        return f"{self.name}({inside})" if inside else self.name
+
+
+class Tuned(Part):
+    """A part whose arguments are numbers, written `2/255` too (an image's id may look like one, and is none)."""
+
+    @field_validator("args")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: number(v) for key, v in value.items()}
+
+
+class ModelSpec(Strict):
+    """A model: where it comes from, its weights, and what stands between a picture and its logits."""
+
+    source: str = "bundled"
+    name: str
+    label: str = ""
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    preprocess: dict[str, Any] = {}
+    outputs: int | None = None
+    class_map: dict[int, int | None] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def title(self) -> str:
+        """The name in tables: the label, or the name."""
+        return self.label or self.name
+
+
+def number(value: Any) -> Any:
+    """`"8/255"` -> 0.0313..., `"1e-3"` -> 0.001; anything else as it is."""
+    if isinstance(value, str) and POWER.fullmatch(value):
+        return float(value)
+    if isinstance(value, str) and FRACTION.fullmatch(value):
+        above, below = value.split("/")
+        if float(below) == 0:
+            raise ValueError(f"{value!r} divides by zero")
+        return float(Fraction(above.strip()) / Fraction(below.strip()))
+    return value
+
+
+def real(value: Any) -> Any:
+    """A number, or a fraction. Raises ValueError for anything else."""
+    value = number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number; write 8/255, 0.03, or 8 with `unit: 1/255`")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(real)]
+"""A number, or a fraction written `8/255`."""
+
+Spec = TypeVar("Spec", bound=Strict)
+
+
+def read(kind: type[Spec], path: str | Path) -> Spec:
+    """A spec from a YAML file. Raises UserError with one line for each fault, naming the file and the key."""
+    path = Path(path).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, such as `name: my-audit`")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {faults(error)}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def faults(error: ValidationError) -> str:
+    """What pydantic found, in one line."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {text}" if where else text)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        in_255 = value * 255
+        return f"{in_255:.4g}/255" if 0 < value < 1 and abs(in_255 * 4 - round(in_255 * 4)) < 1e-9 else f"{value:g}"
+    if isinstance(value, Mapping):
+        return str(value.get("name", value)) if set(value) == {"name"} else "+".join(str(v) for v in value.values())
+    return str(value)

@@ -1,0 +1,152 @@
+"""`segaudit run`: a spec -> a store with every cell in it. The same call resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import yaml
+
+from segaudit.audit import build, log
+from segaudit.audit.execute import Executor
+from segaudit.audit.plan import Job, Plan, plan
+from segaudit.audit.spec import RunSpec
+from segaudit.audit.store import Store
+from segaudit.audit.work import Task, forget
+from segaudit.data.base import Dataset
+from segaudit.nn.precision import default_device, resolve
+from segaudit.types import Cell, Results, Scene, UserError
+
+Tell = Callable[[int, int], None]
+"""`(parts done, parts in all)`."""
+NOTE = 5.0
+"""Seconds between two notes in the log, so that a killed session has one of nearly all it did."""
+
+
+def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lambda *_: None) -> Store:
+    """Compute what the store lacks of a spec's cells; returns the store.
+
+    Raises UserError where the folder holds something else, and for all that is wrong with models, data or disk.
+    """
+    store = Store(path)
+    claim(store, spec)
+    forget()
+    spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
+    data = build.dataset(spec.data)
+    planned = plan(spec, data.ids)
+    for model in spec.models:  # before any work: a wrong model is said at once
+        for defense in spec.defenses:
+            build.defended(build.model(model, data.class_names), defense)
+    store.write_json("plan.json", _index(spec, planned, data))  # first: by it a folder is known as a run
+    store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
+    store.write_scenes([_scene(data, name) for name in planned.shown])
+    tasks = pending(spec, planned, store)
+    total = len(planned.jobs) * len(planned.shards)
+    history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
+    session, began, done, noted = log.session(how, spec.precision), time.perf_counter(), 0, time.perf_counter()
+
+    def note(finished: str | None) -> None:
+        own = session.model_copy(
+            update={"finished": finished, "computed": done, "seconds": round(time.perf_counter() - began, 1)}
+        )
+        store.write_json("log.json", log.RunLog(name=spec.name, parts=total, sessions=[*history, own]).model_dump())
+
+    note(None)
+    tell(total - len(tasks), total)
+    try:
+        for wave in ([t for t in tasks if t.job.source is None], [t for t in tasks if t.job.source is not None]):
+            for _ in executor(wave):
+                done += 1
+                tell(total - len(tasks) + done, total)
+                if time.perf_counter() > noted + NOTE:
+                    note(None)
+                    noted = time.perf_counter()
+    finally:
+        note(log.now() if done == len(tasks) else None)
+    return store
+
+
+def claim(store: Store, spec: RunSpec) -> None:
+    """Refuse a folder that holds another spec's run, or something that is no run."""
+    if store.has("plan.json"):
+        name = store.read_json("plan.json").get("name")
+        if name != spec.name:
+            raise UserError(
+                f"{store.path} holds the run of another spec ({name!r}, not {spec.name!r}); give another --out"
+            )
+    elif not store.empty():
+        raise UserError(f"{store.path} is not empty and holds no run of segaudit; give another --out")
+
+
+def pending(spec: RunSpec, planned: Plan, store: Store) -> list[Task]:
+    """The tasks whose part is not finished, in the order of the plan: the cells of a model stand together."""
+    shown = frozenset(planned.shown)
+    tasks = []
+    for job in planned.jobs:
+        done, kept = store.parts("cells", job.key), store.parts("images", job.key)
+        for part, ids in enumerate(planned.shards):
+            wanted = job.keep or (job.show and not shown.isdisjoint(ids))
+            if part in done and (not wanted or _has_images(job, ids, part, kept, shown, store)):
+                continue
+            tasks.append(Task(job, part, ids, shown, spec.data, store.path, spec.precision, spec.batch, spec.seed))
+    return tasks
+
+
+def _has_images(job: Job, ids: Sequence[str], part: int, kept: set[int], shown: frozenset[str], store: Store) -> bool:
+    """Whether the kept images of a part are all there: a spec may ask for more of them than before."""
+    if part not in kept:
+        return False
+    needed = set(ids) if job.keep else shown.intersection(ids)
+    return needed <= store.picture_ids(job.key, part)
+
+
+def results(path: str) -> Results:
+    """A run read back from its store alone; cells without a finished part are left out."""
+    store = Store(path)
+    index = store.read_json("plan.json")
+    scenes = store.read_scenes()
+    shown = {scene.id for scene in scenes}
+    cells, pictures = [], {}
+    for job in index["jobs"]:
+        cell = Cell(**job["cell"])
+        if not store.parts("cells", job["key"]):
+            continue
+        cells.append((cell, store.read_records(job["key"])))
+        if job["show"]:
+            parts = sorted(store.parts("images", job["key"]))
+            found = [p for part in parts for p in store.read_pictures(job["key"], part) if p.id in shown]
+            if found:
+                pictures[cell] = found
+    if not cells:
+        raise UserError(f"{path}: no part of this run is finished yet; give `segaudit run` again")
+    spec = yaml.safe_load(store.read("spec.yaml"))
+    return Results(
+        name=spec["name"],
+        spec=spec,
+        log=store.read_json("log.json"),
+        class_names=tuple(index["class_names"]),
+        palette=tuple((r, g, b) for r, g, b in index["palette"]),
+        cells=cells,
+        scenes=scenes,
+        pictures=pictures,
+    )
+
+
+def _index(spec: RunSpec, planned: Plan, data: Dataset) -> dict[str, Any]:
+    """What the report needs of the plan when models and data are gone."""
+    return {
+        "name": spec.name,
+        "jobs": [{"key": job.key, "cell": asdict(job.cell), "show": job.show} for job in planned.jobs],
+        "shards": planned.shards,
+        "class_names": data.class_names,
+        "palette": data.palette,
+    }
+
+
+def _scene(data: Dataset, name: str) -> Scene:
+    image, labels = data.sample(name)
+    pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return Scene(name, pixels, labels.numpy().astype(np.uint8))

@@ -1,0 +1,133 @@
+"""What `segaudit run` was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from segaudit import registry
+from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, number, real
+
+HANDED = ("model", "images", "labels", "rng", "eps", "targeted")
+"""What the audit hands an attack itself."""
+
+
+class AttackSpec(Tuned):
+    """An attack: its name, its own arguments, and for a targeted one the mask to reach."""
+
+    target: Part | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and not set(value) <= {"name", "args", "target"}:
+            own = {key: v for key, v in value.items() if key not in ("name", "target")}
+            return {"name": value.get("name", ""), "target": value.get("target"), "args": own}
+        return value
+
+    def label(self) -> str:
+        """How a table names it: `pgd`, `pgd(steps=40)`, `pgd to next`."""
+        return super().label() + (f" to {self.target.label()}" if self.target else "")
+
+    def norm(self) -> str:
+        """The norm it works in: as told, or its own default, or Linf."""
+        return str(self.args.get("norm") or registry.default("attack", self.name, "norm") or "linf")
+
+
+class Pictures(Strict):
+    """Which images the page shows, and at which eps (the middle one of the run unless given)."""
+
+    images: int = Field(4, ge=0)
+    eps: Real | None = None
+
+
+class RunSpec(Strict):
+    """One audit. eps: radii in [0, 1], written `8/255`, or plain numbers in multiples of `unit`.
+
+    threats: how a defended model is attacked: `adaptive` (through the defense), `oblivious` (made on the bare
+    model). transfer: score every model on the images made on every other. keep: keep all adversarial images.
+    batch: images attacked at once; it changes no result but for rounding.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    data: Part
+    models: list[ModelSpec] = Field(min_length=1)
+    attacks: list[AttackSpec] = Field(min_length=1)
+    unit: Real = 1.0
+    eps: list[Real] = Field(min_length=1)
+    defenses: list[Tuned] = Field(default=[Tuned(name="none")], min_length=1)
+    threats: list[Literal["oblivious", "adaptive"]] = Field(default=["oblivious", "adaptive"], min_length=1)
+    transfer: bool = False
+    keep: bool = False
+    pictures: Pictures = Pictures(images=4)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    batch: int = Field(8, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _units(cls, value: Any) -> Any:
+        """Plain numbers of `eps`, the page's too, are multiples of `unit`; fractions are what they say."""
+        if not isinstance(value, Mapping) or "unit" not in value:
+            return value
+        try:
+            unit = real(value["unit"])
+        except ValueError as error:
+            raise ValueError(f"unit: {error}") from None
+        made = {**value, "unit": 1.0}
+        if isinstance(value.get("eps"), list):
+            made["eps"] = [_times(eps, unit) for eps in value["eps"]]
+        pictures = value.get("pictures")
+        if isinstance(pictures, Mapping) and "eps" in pictures:
+            made["pictures"] = {**pictures, "eps": _times(pictures["eps"], unit)}
+        return made
+
+    @field_validator("eps")
+    @classmethod
+    def _radii(cls, value: list[float]) -> list[float]:
+        for eps in value:
+            if not 0 < eps <= 1000:
+                raise ValueError(f"eps {eps:g} must be above 0; images are in [0, 1], so write 8/255 or 0.03")
+        return sorted(set(value))
+
+    @model_validator(mode="after")
+    def _parts(self) -> RunSpec:
+        for attack in self.attacks:
+            registry.check_arguments("attack", attack.name, attack.args, HANDED)
+            if attack.norm() == "linf" and max(self.eps) > 1 and registry.accepts("attack", attack.name, "eps"):
+                raise ValueError(f"eps {max(self.eps):g} is larger than the image range; did you mean unit: 1/255?")
+            if attack.target is not None:
+                handed = ("model", "images", "labels", "ids", "look_up")
+                registry.check_arguments("target", attack.target.name, attack.target.args, handed)
+                if not registry.accepts("attack", attack.name, "targeted"):
+                    raise ValueError(f"attack {attack.name!r} has no targeted form; leave out its target")
+        for defense in self.defenses:
+            registry.check_arguments("defense", defense.name, defense.args, ("model",))
+        if self.defenses != [Tuned(name="none")] and "adaptive" not in self.threats:
+            raise ValueError("threats: a defense is never reported by an oblivious attack alone; add adaptive")
+        if self.transfer and Tuned(name="none") not in self.defenses:
+            raise ValueError("transfer is between bare models: put none among the defenses, or leave transfer out")
+        for what, labels, mend in (
+            ("models", [model.title() for model in self.models], "give one of them a label of its own"),
+            ("attacks", [attack.label() for attack in self.attacks], "leave one of them out"),
+            ("defenses", [defense.label() for defense in self.defenses], "leave one of them out"),
+        ):
+            twice = [name for name in labels if labels.count(name) > 1]
+            if twice:
+                raise ValueError(f"{what}: {twice[0]!r} is there twice; {mend}")
+        return self
+
+    def shown_eps(self) -> float:
+        """The eps at which pictures are kept for the page."""
+        wanted = self.pictures.eps
+        middle = self.eps[len(self.eps) // 2]
+        return middle if wanted is None else min(self.eps, key=lambda eps: abs(eps - wanted))
+
+
+def _times(eps: Any, unit: float) -> Any:
+    plain = eps if isinstance(eps, str) and "/" in eps else number(eps)
+    return plain * unit if isinstance(plain, (int, float)) and not isinstance(plain, bool) else eps

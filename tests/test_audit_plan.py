@@ -1,0 +1,218 @@
+"""What a cell's key depends on, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from audit_kit import NET, small, two_models, write_net
+from segaudit.audit import plan as planning
+from segaudit.audit.plan import Job, plan
+from segaudit.audit.spec import RunSpec
+from segaudit.types import UserError
+
+IDS = [f"p{i:02d}" for i in range(20)]
+Name = tuple[str, str, str, str, float | None]
+
+
+def jobs(spec: RunSpec, ids: list[str] = IDS) -> dict[Name, Job]:
+    """The jobs of a spec as a new process would plan them."""
+    planning._code_digest.cache_clear()
+    made = {}
+    for job in plan(spec, ids).jobs:
+        cell = job.cell
+        made[cell.model, cell.defense, cell.threat, cell.attack, cell.eps] = job
+    return made
+
+
+def keys(spec: RunSpec, ids: list[str] = IDS) -> dict[Name, str]:
+    return {name: job.key for name, job in jobs(spec, ids).items()}
+
+
+def all_new(before: dict[Name, str], after: dict[Name, str]) -> bool:
+    return not set(before.values()) & set(after.values())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    write_net(tmp_path)
+    return tmp_path
+
+
+def defense(folder: Path, text: str = "def same(model):\n    return model\n") -> str:
+    (folder / "my_defense.py").write_text(text)
+    return f"{folder}/my_defense.py:same"
+
+
+def test_the_cells_of_a_spec_are_all_there_once(folder: Path) -> None:
+    made = jobs(small(folder, models=two_models(folder), transfer=True, defenses=["none", defense(folder)]))
+    tries = 4  # two attacks at two eps
+    count = 2 * (1 + tries + 1 + 2 * tries) + 2 * tries
+    assert len(made) == len({job.key for job in made.values()}) == count
+    threats = {name[2] for name in made}
+    assert threats == {"none", "white-box", "oblivious", "adaptive", "transfer:net0", "transfer:net1"}
+
+
+def test_a_cell_comes_after_the_one_it_borrows_from(folder: Path) -> None:
+    made = jobs(small(folder, models=two_models(folder), transfer=True, defenses=["none", defense(folder)]))
+    seen: dict[str, Job] = {}
+    borrowing = 0
+    for (model, _, threat, attack, eps), job in made.items():
+        if job.source is not None:
+            borrowing += 1
+            lender = seen[job.source]
+            assert lender.keep
+            assert (lender.cell.attack, lender.cell.eps) == (attack, eps)
+            assert lender.cell.model == (threat.partition(":")[2] or model)
+        seen[job.key] = job
+    assert borrowing == 2 * 4 + 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("over", "ids"),
+    [
+        ({"seed": 1}, IDS),
+        ({}, IDS[:-1]),
+        ({}, IDS[::-1]),
+        ({"data": {"name": "folder", "root": "x", "classes": ["a"], "limit": 5}}, IDS),
+    ],
+)
+def test_seed_and_images_are_in_every_key(folder: Path, over: dict[str, Any], ids: list[str]) -> None:
+    assert all_new(keys(small(folder)), keys(small(folder, **over), ids))
+
+
+def test_an_attack_s_arguments_precision_and_target_are_in_its_keys_alone(folder: Path) -> None:
+    base = keys(small(folder, attacks=[{"name": "pgd", "steps": 3}]))
+    clean = ("net", "none", "none", "none", 0.0)
+    for over in (
+        {"attacks": [{"name": "pgd", "steps": 4}]},
+        {"attacks": [{"name": "pgd", "steps": 3, "target": "next"}]},
+        {"attacks": [{"name": "pgd", "steps": 3, "target": {"name": "image", "id": "p00"}}]},
+        {"attacks": [{"name": "ifgsm", "steps": 3}]},
+        {"attacks": [{"name": "pgd", "steps": 3}], "precision": "bf16"},
+    ):
+        changed = keys(small(folder, **over))
+        assert changed.pop(clean) == base[clean]
+        assert all_new(base, changed)
+
+
+def test_labels_batch_order_threats_and_what_is_shown_are_in_no_key(folder: Path) -> None:
+    base = keys(small(folder))
+    (model,) = small(folder).models
+    renamed = model.model_copy(update={"label": "another"})
+    assert set(keys(small(folder, models=[renamed.model_dump()])).values()) == set(base.values())
+    for over in (
+        {"batch": 3},
+        {"attacks": [{"name": "pgd", "steps": 3}, "fgsm"]},
+        {"eps": ["16/255", "4/255"]},
+        {"pictures": {"images": 1, "eps": "4/255"}},
+        {"keep": True},
+        {"name": "other"},
+        {"threats": ["adaptive"]},
+    ):
+        assert keys(small(folder, **over)) == base
+
+
+def test_an_added_attack_eps_model_or_defense_leaves_the_other_keys(folder: Path) -> None:
+    base = keys(small(folder))
+    for over, new in (
+        ({"attacks": ["fgsm", {"name": "pgd", "steps": 3}, "fgsm_ll"]}, 2),
+        ({"eps": ["4/255", "8/255", "16/255"]}, 2),
+        ({"models": [{**small(folder).models[0].model_dump(), "label": "net"}, two_models(folder)[1]]}, 5),
+        ({"defenses": ["none", defense(folder)]}, 9),
+    ):
+        more = keys(small(folder, **over))
+        assert more.items() >= base.items()
+        assert len(more) == len(base) + new
+
+
+def test_the_content_of_weights_and_of_the_user_s_files_is_in_the_keys(folder: Path) -> None:
+    weights, attack = folder / "net.safetensors", folder / "my_attack.py"
+    attack.write_text("def same(model, images, labels, *, rng, eps):\n    return images\n")
+    save_file({"a": torch.zeros(3)}, weights)
+    model = {"source": "python", "name": f"{folder}/user_net.py:build", "label": "net", "weights": str(weights)}
+    spec = small(folder, models=[model], attacks=["fgsm", f"{attack}:same"], defenses=["none", defense(folder)])
+
+    def after(change: Any) -> set[Name]:
+        before = keys(spec)
+        change()
+        now = keys(spec)
+        assert before.keys() == now.keys()
+        return {name for name, key in now.items() if key != before[name]}
+
+    everything = set(keys(spec))
+    assert after(lambda: None) == set()
+    assert after(lambda: save_file({"a": torch.ones(3)}, weights)) == everything
+    assert after(lambda: (folder / "user_net.py").write_text(NET + "# changed\n")) == everything
+    own = {name for name in everything if name[3] == f"{attack}:same"}
+    assert after(lambda: attack.write_text(attack.read_text() + "# changed\n")) == own
+    behind = {name for name in everything if name[1] != "none"}
+    assert after(lambda: defense(folder, "def same(model):\n    return model.eval()\n")) == behind
+
+
+def test_the_content_of_a_data_set_s_own_file_and_of_a_model_s_folder_is_in_the_keys(folder: Path) -> None:
+    code = folder / "my_data.py"
+    code.write_text("def data():\n    pass\n")
+    hub = folder / "hub"
+    hub.mkdir()
+    save_file({"a": torch.zeros(3)}, hub / "model.safetensors")
+    spec = small(folder, data={"name": f"{code}:data"}, models=[{"source": "huggingface", "name": str(hub)}])
+    before = keys(spec)
+    save_file({"a": torch.ones(3)}, hub / "model.safetensors")
+    between = keys(spec)
+    assert all_new(before, between)
+    code.write_text("def data():\n    return 1\n")
+    assert all_new(between, keys(spec))
+
+
+def test_a_borrowed_cell_hangs_on_its_source_alone_for_what_it_is_scored_on(folder: Path) -> None:
+    spec = small(folder, models=two_models(folder), transfer=True)
+    base = keys(spec)
+    first, second = two_models(folder)
+    moved = keys(small(folder, models=[{**first, "args": {"seed": 7}}, second], transfer=True))
+    changed = {name for name, key in moved.items() if key != base[name]}
+    assert changed == {name for name in base if name[0] == "net0" or name[2] == "transfer:net0"}
+
+
+def test_two_models_that_are_the_same_are_refused(folder: Path) -> None:
+    model = two_models(folder)[0]
+    spec = small(folder, models=[model, {**model, "label": "copy"}])
+    with pytest.raises(UserError, match="models 'net0' and 'copy' are the same"):
+        plan(spec, IDS)
+
+
+def test_shards_hold_every_image_once_and_no_image_is_alone(folder: Path) -> None:
+    spec = small(folder)
+    for count in range(1, 40):
+        ids = [f"{i}" for i in range(count)]
+        made = plan(spec, ids)
+        assert [name for shard in made.shards for name in shard] == ids
+        assert count == 1 or min(len(shard) for shard in made.shards) > 1
+        assert all(len(shard) == planning.SHARD for shard in made.shards[:-1])
+        assert len(made.shards[-1]) <= planning.SHARD + 1
+        assert set(made.shown) <= set(ids)
+        assert len(set(made.shown)) == len(made.shown) == min(count, 2)
+
+
+def test_kept_images_are_those_that_another_cell_or_the_spec_asks_for(folder: Path) -> None:
+    def kept(**over: Any) -> set[tuple[str, str]]:
+        return {(job.cell.defense, job.cell.threat) for job in jobs(small(folder, **over)).values() if job.keep}
+
+    mine = defense(folder)
+    assert kept() == set()
+    assert kept(transfer=True) == set()
+    assert kept(models=two_models(folder), transfer=True) == {("none", "white-box")}
+    assert kept(defenses=["none", mine]) == {("none", "white-box")}
+    assert kept(defenses=["none", mine], threats=["adaptive"]) == set()
+    assert kept(defenses=["none", mine], keep=True) == {("none", "white-box"), (mine, "adaptive")}
+
+
+def test_an_attack_without_eps_is_run_once(folder: Path) -> None:
+    (folder / "own.py").write_text("def least(model, images, labels, *, rng):\n    return images\n")
+    made = jobs(small(folder, attacks=[f"{folder}/own.py:least"]))
+    assert [(name[2], name[4]) for name in made] == [("none", 0.0), ("white-box", None)]
