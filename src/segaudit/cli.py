@@ -1,0 +1,217 @@
+"""The command line: every command reads its arguments, calls one function of a room below, and prints."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from segaudit import __version__, registry
+from segaudit.types import UserError
+
+app = typer.Typer(
+    name="segaudit",
+    help="Audit image segmentation models: what fools them, what a defense buys, what they give away.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEMO = Path(__file__).parent / "audit" / "demo.yaml"
+Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder or any fsspec path [runs/NAME].")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
+KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
+KINDS |= {"data": "data", "recipes": "recipe"}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    _debug.on = debug
+
+
+@app.command()
+def demo(out: Out = None, workers: Workers = None) -> None:
+    """A whole small audit of the bundled models on the embedded scenes, and its page."""
+    _run(DEMO, out, workers, None, None)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="What to audit (YAML); see the README.")],
+    out: Out = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only that many images, for a quick look.")] = None,
+    workers: Workers = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or `local`.")] = None,
+) -> None:
+    """Audit models: the main job. The same command resumes."""
+    _run(spec, out, workers, ray, limit)
+
+
+@app.command()
+def report(path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")]) -> None:
+    """Build the page of a run again, from its store alone."""
+    print(_report(path))
+
+
+@app.command()
+def table(
+    path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
+    form: Annotated[str, typer.Option(help="pivot, long, transfer or classes [csv: long, else pivot].")] = "",
+    quantity: Annotated[str, typer.Option(help="miou, iou_ratio, accuracy or miou_8bit [miou].")] = "",
+    format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
+) -> None:
+    """Print a run's tables."""
+    from segaudit.audit.run import results
+    from segaudit.report import tables
+
+    print(tables.table(results(path), format, form=form or None, quantity=quantity or None), end="")
+
+
+@app.command()
+def attack(
+    image: Annotated[Path, typer.Argument(help="The picture to attack.")],
+    spec: Annotated[Path, typer.Option(help="A run's spec, whose data and models are meant [the demo's].")] = DEMO,
+    name: Annotated[str, typer.Option("--attack", help="The attack, by name.")] = "pgd",
+    eps: Annotated[str, typer.Option(help="The budget, such as 8/255.")] = "8/255",
+    model: Annotated[str | None, typer.Option(help="Which of the spec's models, by its label [the first].")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="The picture's mask; without it the model's own prediction.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("attack"),
+) -> None:
+    """Attack one image and write the pictures: adversarial, perturbation, prediction before and after."""
+    from segaudit.audit.one import attack_one
+
+    for line in attack_one(image, spec, name, eps, model, mask, out):
+        print(line)
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(help="What to train (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="The folder for weights, metrics and checkpoint.")] = None,
+) -> None:
+    """Train a network from a spec; the same command resumes."""
+    from segaudit.audit import parts
+    from segaudit.audit.train import TrainSpec
+    from segaudit.audit.train import train as run_training
+    from segaudit.training.loop import Progress as Step
+
+    asked = parts.read(TrainSpec, spec)
+    with _bar("training") as (bar, task):
+
+        def tell(step: Step) -> None:
+            score = f" mIoU {step.miou:.3f}" if step.miou is not None else ""
+            bar.update(
+                task,
+                total=asked.epochs * step.steps,
+                completed=step.epoch * step.steps + step.step,
+                description=f"epoch {step.epoch + 1}/{asked.epochs} loss {step.loss:.3f}{score}",
+            )
+
+        path, score = run_training(asked, out or Path("runs") / asked.name, tell)
+    print(path)
+    for key, value in score.items():
+        print(f"{key} {value:.4f}")
+
+
+@app.command("list")
+def list_parts(kind: Annotated[str, typer.Argument(help=", ".join(KINDS))]) -> None:
+    """What there is, with one line and the source of each."""
+    if kind not in KINDS:
+        raise UserError(f"there is no list of {kind!r}{registry.suggest(kind, KINDS)}; there are: {', '.join(KINDS)}")
+    rows = Table(box=None, pad_edge=False)
+    for title in (kind, "", "source"):
+        rows.add_column(title, no_wrap=title == kind)
+    for name, line, source in registry.describe(KINDS[kind]):
+        rows.add_row(name, line.removesuffix("."), source.removesuffix("."))
+    Console().print(rows)
+
+
+def _run(path: Path, out: str | None, workers: int | None, ray: str | None, limit: int | None) -> None:
+    from segaudit.audit import execute, parts
+    from segaudit.audit.run import run
+    from segaudit.audit.spec import RunSpec
+
+    spec = parts.read(RunSpec, path)
+    if limit is not None:
+        spec = spec.model_copy(
+            update={"data": spec.data.model_copy(update={"args": spec.data.args | {"limit": limit}})}
+        )
+    out = out or f"runs/{spec.name}"
+    count = workers or execute.default_workers()
+    executor = execute.on_ray(ray) if ray else execute.local(count)
+    with _bar("auditing") as (bar, task):
+        run(
+            spec,
+            out,
+            executor,
+            f"ray {ray}" if ray else f"{count} local workers",
+            lambda done, total: bar.update(task, completed=done, total=total, description=f"part {done}/{total}"),
+        )
+    print(_report(out))
+
+
+def _report(path: str) -> str:
+    """Write the page of a run; returns where it is."""
+    from segaudit.audit.run import results
+    from segaudit.audit.store import Store
+    from segaudit.report.page import page
+
+    store = Store(path)
+    store.write("report/index.html", page(results(path)).encode())
+    return f"{store.path}/report/index.html"
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr, silent where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        yield bar, bar.add_task(what, total=None)
+
+
+class _Debug:
+    on = False
+
+
+_debug = _Debug()
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: for what a person can mend one readable line and exit status 2, no traceback."""
+    try:
+        app(args=arguments)
+    except UserError as error:
+        if _debug.on:
+            traceback.print_exc()
+        print(f"segaudit: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if _debug.on:
+            raise
+        line = str(error).partition("\n")[0]
+        print(f"segaudit: {type(error).__name__}: {line} (`segaudit --debug` shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
