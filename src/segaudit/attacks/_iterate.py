@@ -31,14 +31,15 @@ def iterate(
     for step in range(steps):
         images = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(images, step), images)
-        images = project(images.detach() + direction(gradient, norm) * step_size, clean, eps, norm)
+        images = project(images.detach().add(direction(gradient, norm), alpha=step_size), clean, eps, norm)
     return images.detach()
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
     """The steepest direction of length 1 in the norm, an image at a time; 0 where the gradient is 0."""
     if norm == "linf":
-        return torch.where(gradient.isnan(), gradient, gradient.sign())  # sign(nan) is 0: it would hide a broken net
+        healthy = 1 + 0 * gradient.sum((1, 2, 3), keepdim=True)  # or nan: sign(nan) is 0, which hides a broken net
+        return gradient.sign().mul_(healthy)
     if norm == "l2":
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)  # the squares of 1e-25 would be 0
