@@ -142,9 +142,14 @@ def _equal(one: Any, other: Any, where: str) -> None:
 
 
 def parts_of(out: Path) -> dict[str, tuple[int, int]]:
-    """The finished parts of a run with what changes when one is written again."""
+    """The finished parts of a run, with what changes when one is written again.
+
+    Images are written before their records; a run killed between the two has not finished that part.
+    """
     found = {}
     for path in sorted(out.glob("*/*/part-*.parquet")):
+        if not (out / "cells" / path.parent.name / path.name).exists():
+            continue
         stat = path.stat()
         found[str(path.relative_to(out))] = (stat.st_ino, stat.st_mtime_ns)
     return found

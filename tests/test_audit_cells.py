@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from audit_kit import assert_same_records, audit, by_name, small, two_models, write_net, write_pictures
 from segaudit.audit import build
 from segaudit.audit.execute import local
-from segaudit.audit.plan import plan
+from segaudit.audit.plan import Contents, Job, plan
 from segaudit.audit.run import run
+from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.audit.work import half
 from segaudit.metrics import confusion
@@ -62,6 +63,13 @@ def by_hand(spec: Any, out: Path, job: Any, source: str) -> tuple[Counts, Counts
     return confusion.join(plain), confusion.join(rounded)
 
 
+def jobs_of(spec: RunSpec) -> tuple[Job, ...]:
+    """The jobs that a run of the spec works through."""
+    data = build.dataset(spec.data)
+    digests = {model.title(): build.digest(build.model(model, data.class_names)) for model in spec.models}
+    return plan(spec, data.ids, Contents(data.digest(), digests)).jobs
+
+
 def assert_counts(one: Counts, other: Counts) -> None:
     for name in ("intersection", "union", "target"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
@@ -70,7 +78,7 @@ def assert_counts(one: Counts, other: Counts) -> None:
 def test_transfer_fills_source_by_target_without_attacking_again(tmp_path: Path) -> None:
     spec = small(tmp_path, models=two_models(tmp_path), transfer=True)
     found = by_name(audit(spec, tmp_path / "out"))
-    jobs = plan(spec, build.dataset(spec.data).ids).jobs
+    jobs = jobs_of(spec)
     wanted = {(f"net{1 - i}", f"transfer:net{i}", eps) for i in range(2) for eps in spec.eps}
     for attack in ("fgsm", "pgd(steps=3)"):
         assert {(m, t, e) for m, _, t, a, e in found if a == attack and t != "white-box"} == wanted
@@ -96,7 +104,7 @@ def test_transfer_fills_source_by_target_without_attacking_again(tmp_path: Path)
 def test_what_is_kept_is_exactly_what_was_judged(tmp_path: Path) -> None:
     spec = small(tmp_path, keep=True, attacks=["fgsm", {"name": "pgd", "steps": 3, "norm": "l2"}], eps=["8/255", 0.7])
     found = by_name(audit(spec, tmp_path / "out"))
-    jobs = [job for job in plan(spec, build.dataset(spec.data).ids).jobs if job.attack]
+    jobs = [job for job in jobs_of(spec) if job.attack]
     assert len(jobs) == 4
     for job in jobs:
         records = found["net", "none", "white-box", job.cell.attack, job.eps]
@@ -116,7 +124,7 @@ def test_oblivious_rows_borrow_the_bare_model_s_images_and_adaptive_ones_attack_
     label = f"{name}(size=5)"
     bare, behind = found["net", "none", "none", "none", 0.0], found["net", label, "none", "none", 0.0]
     assert confusion.miou(bare.counts) != confusion.miou(behind.counts)
-    jobs = plan(spec, build.dataset(spec.data).ids).jobs
+    jobs = jobs_of(spec)
     for job in (job for job in jobs if job.cell.threat == "oblivious"):
         assert job.source is not None
         records = found["net", label, "oblivious", job.cell.attack, job.eps]

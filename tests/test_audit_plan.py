@@ -6,31 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from audit_kit import NET, small, two_models, write_net
 from segaudit.audit import plan as planning
-from segaudit.audit.plan import Job, plan
+from segaudit.audit.plan import Contents, Job, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.types import UserError
 
+NOTHING = Contents()
 IDS = [f"p{i:02d}" for i in range(20)]
 Name = tuple[str, str, str, str, float | None]
 
 
-def jobs(spec: RunSpec, ids: list[str] = IDS) -> dict[Name, Job]:
+def jobs(spec: RunSpec, ids: list[str] = IDS, contents: Contents = NOTHING) -> dict[Name, Job]:
     """The jobs of a spec as a new process would plan them."""
     planning._code_digest.cache_clear()
     made = {}
-    for job in plan(spec, ids).jobs:
+    for job in plan(spec, ids, contents).jobs:
         cell = job.cell
         made[cell.model, cell.defense, cell.threat, cell.attack, cell.eps] = job
     return made
 
 
-def keys(spec: RunSpec, ids: list[str] = IDS) -> dict[Name, str]:
-    return {name: job.key for name, job in jobs(spec, ids).items()}
+def keys(spec: RunSpec, ids: list[str] = IDS, contents: Contents = NOTHING) -> dict[Name, str]:
+    return {name: job.key for name, job in jobs(spec, ids, contents).items()}
 
 
 def all_new(before: dict[Name, str], after: dict[Name, str]) -> bool:
@@ -131,12 +130,13 @@ def test_an_added_attack_eps_model_or_defense_leaves_the_other_keys(folder: Path
         assert len(more) == len(base) + new
 
 
-def test_the_content_of_weights_and_of_the_user_s_files_is_in_the_keys(folder: Path) -> None:
-    weights, attack = folder / "net.safetensors", folder / "my_attack.py"
+def test_the_user_s_files_are_in_the_keys(folder: Path) -> None:
+    attack, data = folder / "my_attack.py", folder / "my_data.py"
     attack.write_text("def same(model, images, labels, *, rng, eps):\n    return images\n")
-    save_file({"a": torch.zeros(3)}, weights)
-    model = {"source": "python", "name": f"{folder}/user_net.py:build", "label": "net", "weights": str(weights)}
-    spec = small(folder, models=[model], attacks=["fgsm", f"{attack}:same"], defenses=["none", defense(folder)])
+    data.write_text("def data():\n    pass\n")
+    model = {"source": "python", "name": f"{folder}/user_net.py:build", "label": "net"}
+    attacks, defenses = ["fgsm", f"{attack}:same"], ["none", defense(folder)]
+    spec = small(folder, data={"name": f"{data}:data"}, models=[model], attacks=attacks, defenses=defenses)
 
     def after(change: Any) -> set[Name]:
         before = keys(spec)
@@ -147,7 +147,7 @@ def test_the_content_of_weights_and_of_the_user_s_files_is_in_the_keys(folder: P
 
     everything = set(keys(spec))
     assert after(lambda: None) == set()
-    assert after(lambda: save_file({"a": torch.ones(3)}, weights)) == everything
+    assert after(lambda: data.write_text("def data():\n    return 1\n")) == everything
     assert after(lambda: (folder / "user_net.py").write_text(NET + "# changed\n")) == everything
     own = {name for name in everything if name[3] == f"{attack}:same"}
     assert after(lambda: attack.write_text(attack.read_text() + "# changed\n")) == own
@@ -155,19 +155,15 @@ def test_the_content_of_weights_and_of_the_user_s_files_is_in_the_keys(folder: P
     assert after(lambda: defense(folder, "def same(model):\n    return model.eval()\n")) == behind
 
 
-def test_the_content_of_a_data_set_s_own_file_and_of_a_model_s_folder_is_in_the_keys(folder: Path) -> None:
-    code = folder / "my_data.py"
-    code.write_text("def data():\n    pass\n")
-    hub = folder / "hub"
-    hub.mkdir()
-    save_file({"a": torch.zeros(3)}, hub / "model.safetensors")
-    spec = small(folder, data={"name": f"{code}:data"}, models=[{"source": "huggingface", "name": str(hub)}])
-    before = keys(spec)
-    save_file({"a": torch.ones(3)}, hub / "model.safetensors")
-    between = keys(spec)
-    assert all_new(before, between)
-    code.write_text("def data():\n    return 1\n")
-    assert all_new(between, keys(spec))
+def test_the_images_and_each_model_s_tensors_are_in_the_keys_and_where_they_lie_is_not(folder: Path) -> None:
+    spec = small(folder, models=two_models(folder))
+    base = keys(spec)
+    assert all_new(base, keys(spec, contents=Contents(data="other images")))
+    second = keys(spec, contents=Contents(models={"net1": "other weights"}))
+    assert {name for name, key in second.items() if key != base[name]} == {n for n in base if n[0] == "net1"}
+    args = {**spec.data.args, "root": "another/folder"}
+    moved = spec.model_copy(update={"data": spec.data.model_copy(update={"args": args})})
+    assert keys(moved) == base
 
 
 def test_a_borrowed_cell_hangs_on_its_source_alone_for_what_it_is_scored_on(folder: Path) -> None:
@@ -183,14 +179,14 @@ def test_two_models_that_are_the_same_are_refused(folder: Path) -> None:
     model = two_models(folder)[0]
     spec = small(folder, models=[model, {**model, "label": "copy"}])
     with pytest.raises(UserError, match="models 'net0' and 'copy' are the same"):
-        plan(spec, IDS)
+        plan(spec, IDS, NOTHING)
 
 
 def test_shards_hold_every_image_once_and_no_image_is_alone(folder: Path) -> None:
     spec = small(folder)
     for count in range(1, 40):
         ids = [f"{i}" for i in range(count)]
-        made = plan(spec, ids)
+        made = plan(spec, ids, NOTHING)
         assert [name for shard in made.shards for name in shard] == ids
         assert count == 1 or min(len(shard) for shard in made.shards) > 1
         assert all(len(shard) == planning.SHARD for shard in made.shards[:-1])

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from audit_kit import (
@@ -33,6 +34,30 @@ from segaudit.types import UserError
 
 SLOW = [{"name": "pgd", "steps": 80, "norm": "l2"}]
 """Slow enough to be killed in."""
+
+
+OWN = """
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        path = Path(__file__).with_suffix(".safetensors")
+        self.shift = nn.Parameter(load_file(path)["shift"])
+
+    def forward(self, x):
+        return 12 * x + self.shift.view(3, 1, 1)
+
+
+def build():
+    return Shifted()
+"""
+"""A user's net that opens its weights by itself."""
 
 
 def cells(out: Path) -> int:
@@ -137,8 +162,10 @@ def test_a_crash_around_the_write_of_a_part_leaves_nothing_half_done(
     assert json.loads((out / "log.json").read_text())["sessions"][0]["finished"] is None
     partial = results(str(out))
     assert len(partial.cells) == done
+    assert partial.lacking == cells(tmp_path / "whole") - done
     assert_same(audit(spec, out), whole)
     assert parts_of(out).keys() >= before.keys()
+    assert results(str(out)).lacking == 0
     assert computed(out) == [done, cells(out) - done]
 
 
@@ -183,6 +210,29 @@ def test_weights_that_changed_within_a_process_are_read_again(tmp_path: Path) ->
     assert_same(found[1], audit(small(tmp_path, models=models), tmp_path / "fresh"))
     first, second = (miou(results.cells[0][1].counts) for results in found)
     assert first != second
+
+
+def test_pictures_and_weights_replaced_under_their_names_are_computed_anew(tmp_path: Path) -> None:
+    spec, out = small(tmp_path), tmp_path / "out"
+    (tmp_path / "own.py").write_text(OWN)
+    save_file({"shift": torch.zeros(3)}, tmp_path / "own.safetensors")
+    spec = small(tmp_path, models=[{"source": "python", "name": f"{tmp_path}/own.py:build"}])
+    total = 5
+    audit(spec, out)
+    assert computed(out) == [total]
+    save_file({"shift": torch.tensor([9.0, 0, 0])}, tmp_path / "own.safetensors")
+    audit(spec, out)
+    assert computed(out)[-1] == total
+    (tmp_path / "images" / "p00.png").write_bytes((tmp_path / "images" / "p01.png").read_bytes())
+    assert_same(audit(spec, out), audit(spec, tmp_path / "fresh"))
+    assert computed(out)[-1] == total
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / folder).rename(moved / folder)
+    data = spec.data.model_copy(update={"args": spec.data.args | {"root": str(moved)}})
+    audit(spec.model_copy(update={"data": data}), out)
+    assert computed(out)[-1] == 0
 
 
 def test_transfer_asked_for_later_gives_what_it_would_have_given_at_once(tmp_path: Path) -> None:

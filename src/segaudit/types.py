@@ -220,3 +220,5 @@ class Results:
     scenes: Sequence[Scene]
     pictures: Mapping[Cell, Sequence[Picture]]
     """The kept pictures of some cells, of the images in `scenes`; clean cells have a zero delta."""
+    lacking: int = 0
+    """Parts of the plan that are not computed yet."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+
+import torch
 
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part
@@ -42,3 +45,15 @@ def defended(model: Segmenter, defense: Part) -> Segmenter:
     if not isinstance(made, Segmenter):
         raise UserError(f"defense {defense.name!r} gave a {type(made).__name__}, not a Segmenter")
     return made
+
+
+def digest(model: Segmenter) -> str:
+    """Of a model's tensors, wherever they were read from; what it keeps outside of its state_dict is not in it."""
+    made = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):  # a module's own extra state
+            made.update(f"{name} {tensor!r}".encode())
+            continue
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part, Tuned
 from segaudit.audit.spec import AttackSpec, RunSpec
-from segaudit.paths import expand
 from segaudit.types import Cell, UserError
 
 VERSION = 1
@@ -44,6 +43,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """Digests of what a spec only points at: the chosen images with their masks, and each model's tensors by title."""
+
+    data: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """All cells of a run and the shards of its images."""
 
@@ -52,23 +59,25 @@ class Plan:
     shown: tuple[str, ...]
 
 
-def plan(spec: RunSpec, ids: Sequence[str]) -> Plan:
+def plan(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Plan:
     """The cells of a spec on these images, in the order of the tables; a cell comes after the one it borrows from."""
     ends = [*range(SHARD, len(ids) - 1, SHARD), len(ids)]
     shards = tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))
     count = min(spec.pictures.images, len(ids))
     shown = tuple(ids[i * len(ids) // count] for i in range(count))
     jobs: dict[str, Job] = {}
-    for job in _jobs(spec, ids):
+    for job in _jobs(spec, ids, contents):
         same = jobs.setdefault(job.key, job)
         if same is not job:
             raise UserError(f"models {same.cell.model!r} and {job.cell.model!r} are the same; leave one of them out")
     return Plan(tuple(jobs.values()), shards, shown)
 
 
-def _jobs(spec: RunSpec, ids: Sequence[str]) -> Iterator[Job]:
+def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job]:
     none = Tuned(name="none")
-    common = {"data": _part("data", spec.data), "ids": _digest(list(ids)), "seed": spec.seed}
+    data = _part("data", spec.data) | {"content": contents.data}
+    data["args"].pop("root", None)  # where the images lie decides nothing
+    common = {"data": data, "ids": _digest(list(ids)), "seed": spec.seed}
     defended = [d for d in spec.defenses if d != none]
     borrow = "oblivious" in spec.threats
     lend = (spec.transfer and len(spec.models) > 1) or (borrow and bool(defended))
@@ -79,7 +88,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str]) -> Iterator[Job]:
         crafted = None if attack is None or source else _part("attack", attack) | {"precision": spec.precision}
         content = common | {
             "version": VERSION,
-            "model": _model(model),
+            "model": _model(model) | {"content": contents.models.get(model.title())},
             "defense": _part("defense", defense),
             "attack": crafted,
             "eps": eps,
@@ -136,30 +145,16 @@ def _part(kind: str, part: Part) -> dict[str, Any]:
 
 
 def _model(model: ModelSpec) -> dict[str, Any]:
-    """A model without its label, with the content of its weights (a file, or a folder) and of a user's own file."""
+    """A model without its label and where its weights lie, with the code of a user's own file."""
     code = [registry.source_file(name) for name in (model.source, model.name)]
-    files = [expand(model.weights)] if model.weights else []
-    if model.source == "huggingface":
-        files += sorted(path for path in expand(model.name).glob("*") if path.is_file())
     digests = [_code_digest(path) for path in code if path is not None]
-    digests += [_weights_digest(path, path.stat().st_mtime_ns) if path.is_file() else "missing" for path in files]
     return model.model_dump(mode="json", exclude={"label", "weights"}) | {"files": digests}
 
 
 @lru_cache(maxsize=64)
 def _code_digest(path: Path) -> str:
     """Of a file of code, once a process: that is how often it is imported."""
-    return _file_digest(path) if path.is_file() else "missing"  # said with its name when it is loaded
-
-
-@lru_cache(maxsize=64)
-def _weights_digest(path: Path, changed: int) -> str:
-    return _file_digest(path)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"  # said when it is loaded
 
 
 def _digest(content: Any) -> str:

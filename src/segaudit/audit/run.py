@@ -12,7 +12,7 @@ import yaml
 
 from segaudit.audit import build, log
 from segaudit.audit.execute import Executor
-from segaudit.audit.plan import Job, Plan, plan
+from segaudit.audit.plan import Contents, Job, Plan, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.audit.work import Task, forget
@@ -36,10 +36,13 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     forget()
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
     data = build.dataset(spec.data)
-    planned = plan(spec, data.ids)
+    models = {}
     for model in spec.models:  # before any work: a wrong model is said at once
         for defense in spec.defenses:
-            build.defended(build.model(model, data.class_names), defense)
+            bare = build.model(model, data.class_names)
+            models[model.title()] = build.digest(bare)
+            build.defended(bare, defense)
+    planned = plan(spec, data.ids, Contents(data.digest(), models))
     store.write_json("plan.json", _index(spec, planned, data))  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
@@ -109,10 +112,12 @@ def results(path: str) -> Results:
     index = store.read_json("plan.json")
     scenes = store.read_scenes()
     shown = {scene.id for scene in scenes}
-    cells, pictures = [], {}
+    cells, pictures, lacking = [], {}, 0
     for job in index["jobs"]:
         cell = Cell(**job["cell"])
-        if not store.parts("cells", job["key"]):
+        done = store.parts("cells", job["key"])
+        lacking += len(index["shards"]) - len(done)
+        if not done:
             continue
         cells.append((cell, store.read_records(job["key"])))
         if job["show"]:
@@ -132,6 +137,7 @@ def results(path: str) -> Results:
         cells=cells,
         scenes=scenes,
         pictures=pictures,
+        lacking=lacking,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,14 @@ class Dataset(ABC):
         pixels = torch.from_numpy(np.array(image, order="C")).float() / 255
         return pixels, torch.from_numpy(mask.astype(np.int64))
 
+    def digest(self) -> str:
+        """Of the chosen images and masks: another one where any of them has changed."""
+        made = hashlib.sha256()
+        for name in self.ids:
+            for tensor in self.sample(name):
+                made.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+        return made.hexdigest()
+
     def batch(self, ids: Sequence[str]) -> Batch:
         """The images of these ids as one batch. Raises UserError where they differ in size."""
         samples = [self.sample(name) for name in ids]
@@ -118,6 +127,18 @@ class Files(Dataset):
     def where(self, image_id: str) -> str:
         """The mask's file: what is most often wrong."""
         return str(self.pairs[image_id][1])
+
+    def digest(self) -> str:
+        """Of the files, which costs less than to decode them."""
+        made = hashlib.sha256(repr((self.class_names, self.labels, self.size)).encode())
+        for path in (path for name in self.ids for path in self.pairs[name]):
+            made.update(path.name.encode())
+            try:
+                with path.open("rb") as file:
+                    made.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        return made.hexdigest()
 
     def read(self, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The two files of an id."""
