@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,7 +21,7 @@ from segaudit.data.base import Dataset
 from segaudit.metrics import records
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import count_passes
-from segaudit.nn.precision import default_device, flush_denormals, resolve
+from segaudit.nn.precision import clock, default_device, exact_on_cuda, flush_denormals, resolve
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, Batch, Picture, Records, Segmenter, UserError
 
@@ -59,6 +58,7 @@ class Made:
 def work(task: Task) -> None:
     """Compute a task and write its part; the images first, so that finished records always have theirs."""
     flush_denormals()
+    exact_on_cuda()
     job, store, device = task.job, Store(task.store), default_device()
     data = _dataset(task.data.model_dump_json())
     model = _model(job.model.model_dump_json(), job.defense.model_dump_json(), data.class_names)
@@ -113,10 +113,10 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
     view = _fast(model, resolve(task.precision, clean.images.device), clean.images[:1])
     rng = ImageStreams(task.seed, clean.ids, job.attack.name)
     labels = clean.labels if goal is None else goal
-    began = time.perf_counter()
+    began = clock(clean.images.device)
     with count_passes(view) as passes:
         images = attack(view, clean.images.contiguous(memory_format=torch.channels_last), labels, rng=rng, **own)
-    seconds = time.perf_counter() - began
+    seconds = clock(clean.images.device) - began
     if not isinstance(images, Tensor):
         raise UserError(f"attack {job.cell.attack!r} returned a {type(images).__name__}, not images")
     images = images.detach()

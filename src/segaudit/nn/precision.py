@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from segaudit.types import UserError
@@ -29,6 +31,19 @@ def resolve(precision: str, device: torch.device | str = "cpu") -> str:
 def flush_denormals() -> None:
     """Read denormals as zero in this process: trained networks hold them, and they can cost a factor of 30."""
     torch.set_flush_denormal(True)
+
+
+def exact_on_cuda() -> None:
+    """fp32 that is fp32 (no TF32) and the same from run to run; bf16 is only where it is asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def default_device() -> torch.device:
