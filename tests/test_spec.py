@@ -171,6 +171,22 @@ def test_eps_of_the_wrong_form_is_refused(tmp_path: Path, over: dict[str, Any], 
     assert said in line
 
 
+def test_a_step_size_is_in_the_same_unit(tmp_path: Path) -> None:
+    attacks = [
+        {"name": "pgd", "step_size": 2},
+        {"name": "ifgsm", "args": {"step_size": 0.5}},
+        {"name": "pgd", "step_size": "3/255"},
+    ]
+    made = read(tmp_path, eps=[8], unit="1/255", attacks=attacks)
+    assert [attack.args["step_size"] for attack in made.attacks] == [2 / 255, 0.5 / 255, 3 / 255]
+
+
+@pytest.mark.parametrize("step", [0, -1, "0/255", 2, "a lot"])
+def test_a_step_size_out_of_range_is_refused(tmp_path: Path, step: Any) -> None:
+    with pytest.raises(UserError, match=r"step_size .* of pgd must be above 0"):
+        read(tmp_path, attacks=[{"name": "pgd", "step_size": step}])
+
+
 def test_the_eps_of_the_pictures_is_in_the_same_unit(tmp_path: Path) -> None:
     made = read(tmp_path, eps=[1, 4, 8], unit="1/255", pictures={"eps": 8})
     assert made.shown_eps() == 8 / 255

@@ -46,7 +46,8 @@ class Pictures(Strict):
 
 
 class RunSpec(Strict):
-    """One audit. eps: radii in [0, 1], written `8/255`, or plain numbers in multiples of `unit`.
+    """One audit. eps: radii in [0, 1], written `8/255`, or plain numbers in multiples of `unit`, as is an
+    attack's step_size.
 
     threats: how a defended model is attacked: `adaptive` (through the defense), `oblivious` (made on the bare
     model). transfer: score every model on the images made on every other. keep: keep all adversarial images.
@@ -71,7 +72,7 @@ class RunSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _units(cls, value: Any) -> Any:
-        """Plain numbers of `eps`, the page's too, are multiples of `unit`; fractions are what they say."""
+        """Plain numbers of `eps`, the page's too, and `step_size` are multiples of `unit`; fractions are themselves."""
         if not isinstance(value, Mapping) or "unit" not in value:
             return value
         try:
@@ -79,6 +80,8 @@ class RunSpec(Strict):
         except ValueError as error:
             raise ValueError(f"unit: {error}") from None
         made = {**value, "unit": 1.0}
+        if isinstance(value.get("attacks"), list):
+            made["attacks"] = [_in_units(attack, unit) for attack in value["attacks"]]
         if isinstance(value.get("eps"), list):
             made["eps"] = [_times(eps, unit) for eps in value["eps"]]
         pictures = value.get("pictures")
@@ -100,6 +103,11 @@ class RunSpec(Strict):
             registry.check_arguments("attack", attack.name, attack.args, HANDED)
             if attack.norm() == "linf" and max(self.eps) > 1 and registry.accepts("attack", attack.name, "eps"):
                 raise ValueError(f"eps {max(self.eps):g} is larger than the image range; did you mean unit: 1/255?")
+            step = attack.args.get("step_size", 1)
+            if not isinstance(step, (int, float)) or step <= 0 or (attack.norm() == "linf" and step > 1):
+                raise ValueError(
+                    f"step_size {step!r} of {attack.name} must be above 0 and within the images' 0 to 1: 2/255"
+                )
             if attack.target is not None:
                 handed = ("model", "images", "labels", "ids", "look_up")
                 registry.check_arguments("target", attack.target.name, attack.target.args, handed)
@@ -126,6 +134,16 @@ class RunSpec(Strict):
         wanted = self.pictures.eps
         middle = self.eps[len(self.eps) // 2]
         return middle if wanted is None else min(self.eps, key=lambda eps: abs(eps - wanted))
+
+
+def _in_units(attack: Any, unit: float) -> Any:
+    """An attack as it was written, its step size times the unit."""
+    if not isinstance(attack, Mapping):
+        return attack
+    made = {key: _times(value, unit) if key == "step_size" else value for key, value in attack.items()}
+    if isinstance(made.get("args"), Mapping):
+        made["args"] = _in_units(made["args"], unit)
+    return made
 
 
 def _times(eps: Any, unit: float) -> Any:
