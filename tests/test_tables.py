@@ -214,3 +214,17 @@ def test_nan_is_a_dash_and_never_a_word() -> None:
     text = table(run([(cell(attack="pgd", eps=8), scored(0.2))]), quantity="iou_ratio")
     assert body(text)[2] == ["net", "pgd", DASH, DASH]
     assert math.isnan(summarise(run([(cell(attack="pgd", eps=8), scored(0.2))]))[0].iou_ratio)
+
+
+def test_every_quantity_is_there_again_after_rounding_and_for_small_things(maps: Results) -> None:
+    for quantity in ("miou", "image_miou", "accuracy", "iou_ratio"):
+        plain, rounded = (body(table(maps, quantity=f"{quantity}{end}"))[2] for end in ("", "_8bit"))
+        row = summarise(maps)[1]
+        assert float(plain[3]) == pytest.approx(100 * getattr(row, quantity), abs=0.05)
+        assert float(rounded[3]) == pytest.approx(100 * getattr(row, f"{quantity}_8bit"), abs=0.05)
+    head, _, *lines = body(table(maps, form="sizes"))
+    assert head[3:] == ["small", "medium", "large", "small_8bit", "medium_8bit", "large_8bit"]
+    assert len(lines) == 3
+    for line, row in zip(lines, summarise(maps), strict=True):
+        shares = [*row.iou_by_size.values(), *row.iou_by_size_8bit.values()]
+        assert line[3:] == [DASH if math.isnan(share) else f"{100 * share:.1f}" for share in shares]

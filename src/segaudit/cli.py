@@ -73,15 +73,18 @@ def report(path: Annotated[str, typer.Argument(metavar="RUN", help="The run's fo
 @app.command()
 def table(
     path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
-    form: Annotated[str, typer.Option(help="pivot, long, transfer or classes [csv: long, else pivot].")] = "",
-    quantity: Annotated[str, typer.Option(help="miou, iou_ratio, accuracy or miou_8bit [miou].")] = "",
+    form: Annotated[str, typer.Option(help="pivot, long, transfer, classes or sizes [csv: long, else pivot].")] = "",
+    quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy, or one with _8bit.")] = "",
     format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
 ) -> None:
     """Print a run's tables."""
     from segaudit.audit.run import results
-    from segaudit.report import tables
+    from segaudit.report import doubts, summary, tables
 
-    print(tables.table(results(path), format, form=form or None, quantity=quantity or None), end="")
+    found = results(path)
+    for line in doubts.unfinished(found, summary.summarise(found)):
+        print(f"segaudit: {line}", file=sys.stderr)
+    print(tables.table(found, format, form=form or None, quantity=quantity or None), end="")
 
 
 @app.command()

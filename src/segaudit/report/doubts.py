@@ -27,7 +27,7 @@ Pair = tuple[Row, Row]
 def doubts(results: Results, rows: Sequence[Row]) -> list[str]:
     """One sentence each, the gravest kind first."""
     return [
-        *_unfinished(rows),
+        *unfinished(results, rows),
         *_failing(results, rows),
         *_outside(rows),
         *_masked(_untargeted(rows)),
@@ -36,12 +36,13 @@ def doubts(results: Results, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _unfinished(rows: Sequence[Row]) -> Iterator[str]:
+def unfinished(results: Results, rows: Sequence[Row]) -> Iterator[str]:
+    """Whether cells are missing, or hold different images."""
     images = [row.images for row in rows]
-    if images and min(images) < max(images):
+    if results.lacking or (images and min(images) < max(images)):
         yield (
-            f"The run is not finished: its cells hold {min(images)} to {max(images)} images and cannot be compared. "
-            "Give `segaudit run` again."
+            f"The run is not finished: its cells hold {min(images)} to {max(images)} images and cannot be compared "
+            f"({results.lacking} parts are missing). Give `segaudit run` again."
         )
 
 

@@ -52,7 +52,9 @@ class Row:
     low: float
     high: float
     share: float
+    image_miou_8bit: float
     accuracy_8bit: float
+    iou_ratio_8bit: float
     linf_8bit: float
     l2_8bit: float
     unchanged: float
@@ -60,6 +62,7 @@ class Row:
     goal_accuracy: float
     iou_by_class: tuple[float, ...]
     iou_by_size: Mapping[str, float]
+    iou_by_size_8bit: Mapping[str, float]
 
     @property
     def clean(self) -> bool:
@@ -169,7 +172,9 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         low=low,
         high=high,
         share=confusion.mean(records.norms.l0 / records.places),
+        image_miou_8bit=confusion.image_miou(records.rounded),
         accuracy_8bit=confusion.accuracy(records.rounded),
+        iou_ratio_8bit=confusion.miou(records.rounded) / clean if clean > 0 else math.nan,
         linf_8bit=confusion.mean(rounded.linf),
         l2_8bit=confusion.mean(rounded.l2),
         unchanged=confusion.mean((rounded.l0 == 0).astype(float)),
@@ -177,4 +182,5 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         goal_accuracy=confusion.accuracy(records.goal) if records.goal else math.nan,
         iou_by_class=tuple(confusion.iou_by_class(records.counts).tolist()),
         iou_by_size=confusion.iou_by_size(records.counts),
+        iou_by_size_8bit=confusion.iou_by_size(records.rounded),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 
+from segaudit.metrics import confusion
 from segaudit.registry import suggest
 from segaudit.report.grid import WRITERS, Grid
 from segaudit.report.summary import DASH, FIELDS, Row, clean_of, percent, show_eps, summarise, unique
@@ -12,10 +13,11 @@ from segaudit.types import Results, UserError
 
 QUANTITIES = {
     "miou": "mIoU",
+    "image_miou": "Mean of the images' own mIoU",
     "iou_ratio": "IoU ratio (mIoU over clean mIoU)",
     "accuracy": "Pixel accuracy",
-    "miou_8bit": "mIoU after rounding to 8 bits",
 }
+QUANTITIES |= {f"{key}_8bit": f"{text} after rounding to 8 bits" for key, text in QUANTITIES.items()}
 SHARES = ("miou", "image_miou", "accuracy", "iou_ratio", "miou_8bit")
 
 
@@ -31,8 +33,9 @@ def table(
     """A run as `markdown`, `latex` or `csv`.
 
     form: `pivot` (model x attack by budget; the default), `long` (a row a cell, the columns of `summary.FIELDS`; the
-    default of csv), `transfer` (source x target), `classes` (IoU by class). quantity: miou (default), iou_ratio,
-    accuracy, miou_8bit, for pivot and transfer. attack, eps (in [0, 1]): those cells alone, beside the clean ones.
+    default of csv), `transfer` (source x target), `classes` (IoU by class), `sizes` (mean IoU of small, medium and
+    large things, as they are and after rounding to 8 bits). quantity: of `QUANTITIES`, for pivot and transfer; miou
+    unless given. attack, eps (in [0, 1]): those cells alone, beside the clean ones.
     In csv, numbers keep their full precision, shares are in [0, 1], and what is missing is empty; elsewhere shares
     are in percent. linf, l2, forwards, backwards and seconds are means over the images.
     Raises UserError for a word that it does not know, and where no cell fits.
@@ -42,7 +45,7 @@ def table(
     _known("form", form, FORMS)
     if quantity is not None:
         _known("quantity", quantity, QUANTITIES)
-        if form in ("long", "classes"):
+        if form not in ("pivot", "transfer"):
             raise UserError(f"table: form {form!r} takes no quantity; pivot and transfer do")
     rows = _chosen(summarise(results), attack, eps)
     return WRITERS[format](FORMS[form](results, rows, quantity or "miou", format == "csv"))
@@ -151,8 +154,24 @@ def classes(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -
     return Grid(title, ["model", "attack", "eps", *results.class_names], body, 3)
 
 
+def sizes(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> Grid:
+    """Mean IoU of what covers under 1 %, under 10 % and more of its image, clean and under each attack."""
+    body = [
+        [
+            row.name,
+            row.label,
+            (_full(row.eps) if exact else show_eps(row.eps, row.norm)),
+            *(_share(share, exact) for table in (row.iou_by_size, row.iou_by_size_8bit) for share in table.values()),
+        ]
+        for row in rows
+    ]
+    names = [*confusion.SIZES, *(f"{name}_8bit" for name in confusion.SIZES)]
+    title = f"{results.name}: mean IoU in percent of the classes in an image by the share of it that they cover"
+    return Grid(title, ["model", "attack", "eps", *names], body, 3)
+
+
 FORMS: dict[str, Callable[[Results, Sequence[Row], str, bool], Grid]] = {
-    "pivot": pivot, "long": long, "transfer": transfer, "classes": classes,
+    "pivot": pivot, "long": long, "transfer": transfer, "classes": classes, "sizes": sizes,
 }  # fmt: skip
 
 
