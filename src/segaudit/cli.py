@@ -74,7 +74,7 @@ def report(path: Annotated[str, typer.Argument(metavar="RUN", help="The run's fo
 def table(
     path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
     form: Annotated[str, typer.Option(help="pivot, long, transfer, classes or sizes [csv: long, else pivot].")] = "",
-    quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy, or one with _8bit.")] = "",
+    quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), success.")] = "",
     format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
 ) -> None:
     """Print a run's tables."""

@@ -163,6 +163,8 @@ class Records:
     forwards: Floats
     backwards: Floats
     seconds: Floats
+    choice: Ints | None = None
+    """Of a worst case over several attacks: which of them each row is of."""
 
     def __len__(self) -> int:
         return len(self.ids)

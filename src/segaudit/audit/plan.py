@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part, Tuned
 from segaudit.audit.spec import AttackSpec, RunSpec
+from segaudit.metrics.worst_case import RULES
 from segaudit.types import Cell, UserError
 
 VERSION = 1
@@ -23,11 +24,16 @@ SHARD = 8
 it, where a target finds it a neighbour."""
 
 
+Try = tuple[str, float | None]
+"""An attack's label and a budget."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell to compute. source: the key of the cell whose images it is scored on, None where it makes its own.
 
-    keep: keep all of its images, not only the shown ones.
+    keep: keep all of its images, not only the shown ones. members, rule: the keys of the cells that a worst case
+    chooses from, image by image, and what makes one worse (`metrics.worst_case.RULES`); it has a single part.
     """
 
     key: str
@@ -40,6 +46,8 @@ class Job:
     keep: bool
     show: bool
     target: Part | None = None
+    members: tuple[str, ...] = ()
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,27 +118,59 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             target=attack.target if attack else None,
         )
 
-    bare: dict[tuple[int, str, float | None], Job] = {}
-    tries = [(attack, eps) for attack in spec.attacks for eps in _radii(attack, spec.eps)]
-    numbered = list(enumerate(spec.models))
-    for i, model in numbered:
+    def worst(made: Mapping[Try, Job]) -> Iterator[Job]:
+        """The worst cases of the ensembles, from the jobs of one model, defense and threat."""
+        for attack in spec.attacks:
+            parts = members(attack)
+            for eps in _radii(attack, spec.eps) if parts else ():
+                own = [made[part.label(), eps] for part in parts]
+                for rule in RULES:
+                    content = {"version": VERSION, "members": [job.key for job in own], "rule": rule}
+                    yield replace(
+                        own[0],
+                        key=_digest(content)[:20],
+                        cell=replace(own[0].cell, attack=f"{attack.label()} by {rule}"),
+                        keep=False,
+                        show=False,
+                        members=tuple(job.key for job in own),
+                        rule=rule,
+                    )
+
+    bare: list[dict[Try, Job]] = []
+    attacks = {part.label(): part for attack in spec.attacks for part in members(attack) or [attack]}
+    tries = [(attack, eps) for attack in attacks.values() for eps in _radii(attack, spec.eps)]
+    for model in spec.models:
+        bare.append({(attack.label(), eps): job(model, none, "white-box", attack, eps, None) for attack, eps in tries})
         if none in spec.defenses or (borrow and defended):
             yield job(model, none, "none", None, 0.0, None)
-            for attack, eps in tries:
-                bare[i, attack.label(), eps] = job(model, none, "white-box", attack, eps, None)
-                yield bare[i, attack.label(), eps]
+            yield from bare[-1].values()
+            yield from worst(bare[-1])
         for defense in defended:
             yield job(model, defense, "none", None, 0.0, None)
+            threats: dict[str, dict[Try, Job]] = {"oblivious": {}, "adaptive": {}}
             for attack, eps in tries:
+                own = attack.label(), eps
                 if borrow:
-                    yield job(model, defense, "oblivious", attack, eps, bare[i, attack.label(), eps])
+                    threats["oblivious"][own] = job(model, defense, "oblivious", attack, eps, bare[-1][own])
+                    yield threats["oblivious"][own]
                 if "adaptive" in spec.threats:
-                    yield job(model, defense, "adaptive", attack, eps, None)
+                    threats["adaptive"][own] = job(model, defense, "adaptive", attack, eps, None)
+                    yield threats["adaptive"][own]
+            for made in threats.values():
+                yield from worst(made) if made else ()
     if spec.transfer and none in spec.defenses:
-        for i, source in numbered:
-            for j, model in numbered:
-                for attack, eps in tries if i != j else ():
-                    yield job(model, none, f"transfer:{source.title()}", attack, eps, bare[i, attack.label(), eps])
+        for source, lent in zip(spec.models, bare, strict=True):
+            for model in spec.models:
+                for attack, eps in tries if model != source else ():
+                    yield job(model, none, f"transfer:{source.title()}", attack, eps, lent[attack.label(), eps])
+
+
+def members(attack: AttackSpec) -> list[AttackSpec]:
+    """The attacks that an ensemble is the worst case of; none for a plain attack."""
+    parts = getattr(registry.load("attack", attack.name), "members", None)
+    return (
+        [AttackSpec(name=name, args=args, target=attack.target) for name, args in parts(attack.args)] if parts else []
+    )
 
 
 def _radii(attack: AttackSpec, eps: Sequence[float]) -> Sequence[float | None]:

@@ -17,6 +17,8 @@ from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.audit.work import Task, forget
 from segaudit.data.base import Dataset
+from segaudit.metrics.records import pick
+from segaudit.metrics.worst_case import RULES
 from segaudit.nn.precision import default_device, resolve
 from segaudit.types import Cell, Results, Scene, UserError
 
@@ -47,7 +49,8 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
     tasks = pending(spec, planned, store)
-    total = len(planned.jobs) * len(planned.shards)
+    chosen = [job for job in planned.jobs if job.members and not store.parts("cells", job.key)]
+    todo, total = len(tasks) + len(chosen), sum(_parts(job.members, planned.shards) for job in planned.jobs)
     history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
     session, began, done, noted = log.session(how, spec.precision), time.perf_counter(), 0, time.perf_counter()
 
@@ -57,18 +60,27 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
         )
         store.write_json("log.json", log.RunLog(name=spec.name, parts=total, sessions=[*history, own]).model_dump())
 
+    def advance() -> None:
+        nonlocal done, noted
+        done += 1
+        tell(total - todo + done, total)
+        if time.perf_counter() > noted + NOTE:
+            note(None)
+            noted = time.perf_counter()
+
     note(None)
-    tell(total - len(tasks), total)
+    tell(total - todo, total)
     try:
         for wave in ([t for t in tasks if t.job.source is None], [t for t in tasks if t.job.source is not None]):
             for _ in executor(wave):
-                done += 1
-                tell(total - len(tasks) + done, total)
-                if time.perf_counter() > noted + NOTE:
-                    note(None)
-                    noted = time.perf_counter()
+                advance()
+        for job in chosen:
+            options = [store.read_records(key) for key in job.members]
+            choice = RULES[job.rule]([records.counts for records in options])
+            store.write_records(job.key, 0, pick(options, choice))
+            advance()
     finally:
-        note(log.now() if done == len(tasks) else None)
+        note(log.now() if done == todo else None)
     return store
 
 
@@ -88,7 +100,7 @@ def pending(spec: RunSpec, planned: Plan, store: Store) -> list[Task]:
     """The tasks whose part is not finished, in the order of the plan: the cells of a model stand together."""
     shown = frozenset(planned.shown)
     tasks = []
-    for job in planned.jobs:
+    for job in (job for job in planned.jobs if not job.members):
         done, kept = store.parts("cells", job.key), store.parts("images", job.key)
         for part, ids in enumerate(planned.shards):
             wanted = job.keep or (job.show and not shown.isdisjoint(ids))
@@ -116,7 +128,7 @@ def results(path: str) -> Results:
     for job in index["jobs"]:
         cell = Cell(**job["cell"])
         done = store.parts("cells", job["key"])
-        lacking += len(index["shards"]) - len(done)
+        lacking += _parts(job["members"], index["shards"]) - len(done)
         if not done:
             continue
         cells.append((cell, store.read_records(job["key"])))
@@ -141,11 +153,18 @@ def results(path: str) -> Results:
     )
 
 
+def _parts(members: Sequence[str], shards: Sequence[Sequence[str]]) -> int:
+    """How many parts a cell has: a worst case is chosen over all images at once."""
+    return 1 if members else len(shards)
+
+
 def _index(spec: RunSpec, planned: Plan, data: Dataset) -> dict[str, Any]:
     """What the report needs of the plan when models and data are gone."""
     return {
         "name": spec.name,
-        "jobs": [{"key": job.key, "cell": asdict(job.cell), "show": job.show} for job in planned.jobs],
+        "jobs": [
+            {"key": job.key, "cell": asdict(job.cell), "show": job.show, "members": job.members} for job in planned.jobs
+        ],
         "shards": planned.shards,
         "class_names": data.class_names,
         "palette": data.palette,

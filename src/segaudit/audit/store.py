@@ -102,7 +102,7 @@ class Store:
             columns |= {prefix + name: None if counts is None else list(getattr(counts, name)) for name in COUNTS}
         for prefix, norms in (("", records.norms), ("rounded_", records.norms_rounded)):
             columns |= {prefix + name: getattr(norms, name) for name in NORMS}
-        columns |= {name: getattr(records, name) for name in SINGLES}
+        columns |= {name: getattr(records, name) for name in (*SINGLES, "choice")}
         self.write(_part("cells", key, part), _parquet({k: v for k, v in columns.items() if v is not None}))
 
     def read_records(self, key: str) -> Records:
@@ -127,6 +127,7 @@ class Store:
             norms=norms(""),
             norms_rounded=norms("rounded_"),
             goal=counts("goal_") if "goal_target" in column else None,
+            choice=column["choice"].to_numpy() if "choice" in column else None,
             **{name: column[name].to_numpy() for name in SINGLES},
         )
 

@@ -69,6 +69,16 @@ def accuracy(counts: Counts) -> float:
     return float(counts.intersection.sum() / total) if total else float("nan")
 
 
+def success(counts: Counts, targeted: bool = False, share: float = 0.99) -> float:
+    """The share of images of which at least `share` of the valid pixels are wrong (targeted: on target).
+
+    An image without a valid pixel is left out. Source: Xie et al. 2017; Rony et al. 2023.
+    """
+    total = counts.target.sum(1)
+    hit = counts.intersection.sum(1)[total > 0] / total[total > 0]
+    return mean(((hit >= share) if targeted else (hit <= 1 - share + 1e-12)).astype(float))
+
+
 SIZES = {"small": (0.0, 0.01), "medium": (0.01, 0.1), "large": (0.1, 1.01)}
 """The share of an image's valid pixels that a class covers in it: from (inclusive), to (exclusive)."""
 

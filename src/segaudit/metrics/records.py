@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segaudit.metrics.confusion import count
 from segaudit.metrics.perturbation import norms, to_8bit
-from segaudit.types import VOID, Batch, Counts, Norms, Records
+from segaudit.types import VOID, Batch, Counts, Ints, Norms, Records
 
 
 def judge(
@@ -48,6 +48,24 @@ def judge(
         seconds=np.full(n, seconds),
     )
     return made, prediction
+
+
+def pick(options: Sequence[Records], choice: Ints) -> Records:
+    """The records whose row i is row i of `options[choice[i]]`; all options are of the same images.
+
+    Its cost is that of all options together: they had to be computed before one could be chosen.
+    """
+    rows = np.arange(len(choice))
+
+    def chosen(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], (Counts, Norms)):
+            return type(values[0])(*(chosen([getattr(v, f.name) for v in values]) for f in fields(values[0])))
+        return None if any(value is None for value in values) else np.stack(values)[choice, rows]
+
+    cost = {name: np.sum([getattr(o, name) for o in options], 0) for name in ("forwards", "backwards", "seconds")}
+    names = [field.name for field in fields(Records) if field.name not in ("ids", "choice", *cost)]
+    picked = {name: chosen([getattr(option, name) for option in options]) for name in names}
+    return Records(ids=options[0].ids, choice=choice, **picked, **cost)
 
 
 def join(parts: Sequence[Records]) -> Records:

@@ -47,9 +47,10 @@ def unfinished(results: Results, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _failing(results: Results, rows: Sequence[Row]) -> Iterator[str]:
-    for (_, records), row in zip(results.cells, rows, strict=True):
+    clean = [records for cell, records in results.cells if cell.attack == "none"]
+    for records, row in zip(clean, (row for row in rows if row.clean), strict=True):
         pixels = records.counts.target.sum(0)
-        if row.clean and pixels.any() and row.accuracy <= pixels.max() / pixels.sum():
+        if pixels.any() and row.accuracy <= pixels.max() / pixels.sum():
             yield (
                 f"{row.name} gets {with_sign(row.accuracy)} of the clean pixels right, no more than calling every one "
                 f"{results.class_names[int(np.argmax(pixels))]} would: check its weights, preprocess and class_map."

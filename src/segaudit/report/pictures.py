@@ -38,7 +38,8 @@ def gallery(results: Results, rows: Sequence[Row], budget: int = BUDGET) -> dict
     None without pictures of an attack.
     """
     scenes, palette = results.scenes[:SCENES], _palette(results.palette)
-    cells = {cell: (row, records) for (cell, records), row in zip(results.cells, rows, strict=True)}
+    by_cell = {row.cell: row for row in rows}
+    cells = {cell: (by_cell[cell], records) for cell, records in results.cells}
     kept = {cell: pictures for cell, pictures in results.pictures.items() if cell in cells and pictures}
     clean = {cells[cell][0].name: _by_id(pictures) for cell, pictures in kept.items() if cell.attack == "none"}
     before = {row.name: records for row, records in cells.values() if row.clean}

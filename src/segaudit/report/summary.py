@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from segaudit.metrics import bootstrap, confusion
+from segaudit.metrics.records import pick
 from segaudit.types import Cell, Records, Results
 
 Thing = TypeVar("Thing", bound=Hashable)
@@ -28,8 +31,9 @@ class Row:
 
     iou_ratio: mIoU over the clean mIoU of the same model and defense (Arnab et al. 2018). linf, l2, share (of the
     places, changed), forwards, backwards, seconds: means over the images. low, high: 95 % bootstrap interval of the
-    mIoU. `_8bit`: after rounding to 8 bits; unchanged: the share of images that are then the clean ones. goal:
-    against the masks that a targeted attack was to reach.
+    mIoU. success: the share of images of which 99 % of the valid pixels are won. `_8bit`: after rounding to 8 bits;
+    unchanged: the share of images that are then the clean ones. goal: against the masks that a targeted attack was
+    to reach.
     """
 
     model: str
@@ -52,6 +56,7 @@ class Row:
     low: float
     high: float
     share: float
+    success: float
     image_miou_8bit: float
     accuracy_8bit: float
     iou_ratio_8bit: float
@@ -63,6 +68,11 @@ class Row:
     iou_by_class: tuple[float, ...]
     iou_by_size: Mapping[str, float]
     iou_by_size_8bit: Mapping[str, float]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell that it sums up; a budget within an attack's own norm has none of its own in the store."""
+        return Cell(self.model, self.defense, self.threat, self.attack, self.norm, self.eps)
 
     @property
     def clean(self) -> bool:
@@ -93,13 +103,24 @@ class Row:
 
 
 def summarise(results: Results) -> list[Row]:
-    """One row a cell, in the order of the plan."""
-    clean = {
-        (cell.model, cell.defense): confusion.miou(records.counts)
-        for cell, records in results.cells
-        if cell.attack == "none"
-    }
-    return [_row(cell, records, clean.get((cell.model, cell.defense), math.nan)) for cell, records in results.cells]
+    """One row a cell, in the order of the plan; an untargeted attack with a norm of its own has one at each eps too.
+
+    There an image counts as attacked where its norm is within the budget, and as clean where it is not: thresholded,
+    nothing is clamped.
+    """
+    unharmed = {(cell.model, cell.defense): records for cell, records in results.cells if cell.attack == "none"}
+    rows = []
+    for cell, records in results.cells:
+        clean = unharmed.get((cell.model, cell.defense))
+        miou = confusion.miou(clean.counts) if clean else math.nan
+        rows.append(_row(cell, records, miou))
+        own_norm = cell.eps is None and cell.norm in ("linf", "l2") and records.goal is None
+        if own_norm and clean and clean.ids == records.ids:
+            for eps in results.spec.get("eps", ()):
+                near = getattr(records.norms, cell.norm) <= eps * (1 + 1e-6)
+                within = pick([clean, records], near.astype(np.int64))
+                rows.append(_row(replace(cell, eps=eps), within, miou))
+    return rows
 
 
 def clean_of(rows: Sequence[Row], row: Row) -> Row | None:
@@ -172,6 +193,7 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         low=low,
         high=high,
         share=confusion.mean(records.norms.l0 / records.places),
+        success=confusion.success(records.counts if records.goal is None else records.goal, records.goal is not None),
         image_miou_8bit=confusion.image_miou(records.rounded),
         accuracy_8bit=confusion.accuracy(records.rounded),
         iou_ratio_8bit=confusion.miou(records.rounded) / clean if clean > 0 else math.nan,

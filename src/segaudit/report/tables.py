@@ -18,6 +18,7 @@ QUANTITIES = {
     "accuracy": "Pixel accuracy",
 }
 QUANTITIES |= {f"{key}_8bit": f"{text} after rounding to 8 bits" for key, text in QUANTITIES.items()}
+QUANTITIES["success"] = "Images with at least 99 % of their pixels won"
 SHARES = ("miou", "image_miou", "accuracy", "iou_ratio", "miou_8bit")
 
 
