@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, number, real
 
-HANDED = ("model", "images", "labels", "rng", "eps", "targeted")
-"""What the audit hands an attack itself."""
+HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels")
+"""What the audit hands an attack itself; class_pixels: how many pixels each class has in the images of the run."""
 
 
 class AttackSpec(Tuned):

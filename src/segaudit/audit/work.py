@@ -110,6 +110,8 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
         own["eps"] = job.eps
     if goal is not None:
         own["targeted"] = True
+    if registry.accepts("attack", job.attack.name, "class_pixels"):
+        own["class_pixels"] = _class_pixels(task.data.model_dump_json())
     view = _fast(model, resolve(task.precision, clean.images.device), clean.images[:1])
     rng = ImageStreams(task.seed, clean.ids, job.attack.name)
     labels = clean.labels if goal is None else goal
@@ -196,6 +198,7 @@ def _same_size(data: Dataset, ids: Sequence[str]) -> Iterator[Batch]:
 def forget() -> None:
     """Drop the data and models of an earlier run in this process: their files may have changed since."""
     _dataset.cache_clear()
+    _class_pixels.cache_clear()
     _model.cache_clear()
     _views.clear()
 
@@ -203,6 +206,13 @@ def forget() -> None:
 @lru_cache(maxsize=2)
 def _dataset(part: str) -> Dataset:
     return build.dataset(Part.model_validate_json(part))
+
+
+@lru_cache(maxsize=2)
+def _class_pixels(part: str) -> Tensor:
+    data = _dataset(part)
+    flat = torch.cat([data.sample(name)[1].flatten() for name in data.ids])
+    return torch.bincount(flat[flat != VOID], minlength=len(data.class_names))
 
 
 @lru_cache(maxsize=4)
