@@ -128,7 +128,7 @@ def results(path: str) -> Results:
     for job in index["jobs"]:
         cell = Cell(**job["cell"])
         done = store.parts("cells", job["key"])
-        lacking += _parts(job["members"], index["shards"]) - len(done)
+        lacking += _parts(job.get("members", ()), index["shards"]) - len(done)
         if not done:
             continue
         cells.append((cell, store.read_records(job["key"])))
