@@ -22,7 +22,7 @@ lint: .venv/ready
 
 bench: .venv/ready .venv/peers
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/torchattacks_pgd.py
+	$(BIN)/python benchmarks/peers.py pgd segpgd cospgd
 
 # The study of experiments/ on $$SEGAUDIT_DATA, and its tables; about half an hour on two cores.
 experiments: .venv/ready
@@ -44,7 +44,7 @@ docs: .venv/ready
 
 # The peers in benchmarks/ pin old requests: they are installed without their dependencies.
 .venv/peers: .venv/ready
-	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks adv-lib cospgd
 	touch $@
 
 clean:
