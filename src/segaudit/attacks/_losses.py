@@ -1,0 +1,177 @@
+"""The losses of segmentation attacks: a map to ascend, N x H x W, 0 at void; an image's loss is its sum.
+
+All are made from one forward pass, and all but the margin from each pixel's cross-entropy alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segaudit.registry import suggest
+from segaudit.types import VOID, UserError
+
+
+class Seen:
+    """One forward pass beside its labels; what is asked of it is computed once.
+
+    logits: N x K x H x W. labels: N x H x W, the truth, or with `targeted` the masks to reach.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, targeted: bool = False) -> None:
+        self.logits, self.labels, self.targeted = logits, labels, targeted
+
+    @property
+    def ce(self) -> Tensor:
+        """The cross-entropy of each pixel, N x H x W; 0 at void. It carries the gradient."""
+        return self._softmax[0]
+
+    @cached_property
+    def open(self) -> Tensor:
+        """Where there is still something to win, N x H x W bool: right pixels, or those not yet on target."""
+        hit = self._softmax[1]
+        return ~hit & (self.labels != VOID) if self.targeted else hit
+
+    @property
+    def powers(self) -> Tensor:
+        """exp(logits - the pixel's largest), N x K x H x W; the gradient of `ce` overwrites them."""
+        return self._softmax[2]
+
+    @cached_property
+    def _softmax(self) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(self.logits, self.labels)
+        return found
+
+    def toward(self, loss: Tensor) -> Tensor:
+        """A loss that grows as the label loses, with the sign to ascend."""
+        return -loss if self.targeted else loss
+
+
+Loss = Callable[[Seen], Tensor]
+"""A forward pass -> N x H x W to ascend."""
+
+PixelLoss = Callable[[Tensor, Tensor, bool], Tensor]
+"""`(logits N x K x H x W, labels N x H x W, targeted) -> N x H x W` to ascend."""
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where no other class has a larger logit than the label, N x H x W bool; nowhere at void."""
+    own = logits.gather(1, _known(labels)[:, None]).squeeze(1)
+    return (own >= logits.amax(1)) & (labels != VOID)  # argmax would take up to 200 times as long
+
+
+def open_pixels(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    """Where there is still something to win: right pixels, or with `targeted` those not yet on target."""
+    hit = right(logits, labels)
+    return ~hit & (labels != VOID) if targeted else hit
+
+
+def ce(seen: Seen) -> Tensor:
+    """Cross-entropy."""
+    return seen.toward(seen.ce)
+
+
+def masked_ce(seen: Seen) -> Tensor:
+    """Cross-entropy of the pixels that are still to be won. Source: Croce et al. 2024 (SEA), masked CE."""
+    return seen.toward(seen.ce * seen.open)
+
+
+def js(seen: Seen) -> Tensor:
+    """Jensen-Shannon divergence of softmax and label, in [0, log 2]; it depends on p = p_label alone:
+    (2 log 2 + p log p - (1 + p) log(1 + p)) / 2. Source: Croce et al. 2024 (SEA), eq. 5."""
+    p = (-seen.ce).exp()
+    loss = (2 * math.log(2) - p * seen.ce - (1 + p) * p.log1p()) / 2
+    return seen.toward(loss * (seen.labels != VOID))
+
+
+def margin(seen: Seen) -> Tensor:
+    """By how much the best other class beats the label, cut off at 0 where it does: from two classes on."""
+    known = _known(seen.labels)[:, None]
+    other = seen.logits.scatter(1, known, -torch.inf).amax(1)
+    gap = (other - seen.logits.gather(1, known).squeeze(1)) * (seen.labels != VOID)
+    return -gap.clamp_min(0) if seen.targeted else gap.clamp_max(0)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": ce,
+    "masked_ce": masked_ce,
+    "balanced_masked_ce": masked_ce,
+    "js": js,
+    "margin": margin,
+}
+"""By name; `balanced_masked_ce` is masked cross-entropy times `class_weights`."""
+
+
+def loss_named(name: str) -> Loss:
+    """A loss by its name: ce, masked_ce, balanced_masked_ce (without its weights), js or margin."""
+    if name not in LOSSES:
+        raise UserError(f"loss must be one of {', '.join(LOSSES)}, not {name!r}{suggest(str(name), LOSSES)}")
+    return LOSSES[name]
+
+
+def class_weights(labels: Tensor, classes: int, class_pixels: Tensor | Sequence[float] | None) -> Tensor:
+    """The weight of each pixel that makes rare classes count as much as common ones, N x H x W float64.
+
+    It is 1 / the pixels of the label's class. class_pixels: K, those in the data; None counts each image's own.
+    Source: Croce et al. 2024 (SEA), balanced masked CE.
+    """
+    known = _known(labels).flatten(1)
+    if class_pixels is None:
+        valid = (labels != VOID).flatten(1).double()
+        counts = valid.new_zeros(len(labels), classes).scatter_add_(1, known, valid)
+    else:
+        counts = torch.as_tensor(class_pixels).to(labels.device, torch.float64)
+        if counts.shape != (classes,):
+            raise UserError(f"class_pixels must be {classes} numbers, one a class, not {class_pixels!r}")
+        counts = counts.expand(len(labels), -1)
+    return (1 / counts.clamp_min(1)).gather(1, known).view_as(labels)
+
+
+def pixel_loss(name: str, class_pixels: Tensor | Sequence[float] | None = None) -> PixelLoss:
+    """A loss by its name, as a function of logits and labels alone."""
+    loss = loss_named(name)
+
+    def of(logits: Tensor, labels: Tensor, targeted: bool = False) -> Tensor:
+        found = loss(Seen(logits, labels, targeted))
+        if name == "balanced_masked_ce":
+            found = found * class_weights(labels, logits.shape[1], class_pixels).to(found)
+        return found
+
+    return of
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """(cross-entropy, right pixels, powers) in the time that torch takes for the cross-entropy alone."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        known, valid = _known(labels)[:, None], (labels != VOID)[:, None]
+        top = logits.amax(1, keepdim=True)
+        powers = (logits - top).exp_()
+        total = powers.sum(1, keepdim=True)
+        own = logits.gather(1, known)
+        loss = torch.where(valid, total.log() + (top - own), 0).squeeze(1)
+        right = ((own >= top) & valid).squeeze(1)
+        ctx.save_for_backward(powers, total, known, valid)
+        ctx.mark_non_differentiable(right, powers)
+        ctx.set_materialize_grads(False)  # or zeros of the size of the logits would be made for powers
+        return loss, right, powers
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
+        powers, total, known, valid = ctx.saved_tensors
+        weight = gradient[:, None] * valid
+        # softmax - one-hot, in place: torch refuses a second call, and new memory would take longer than the sums
+        return powers.mul_(weight / total).scatter_add_(1, known, -weight), None
+
+
+def _known(labels: Tensor) -> Tensor:
+    """The labels, with class 0 in the place of void."""
+    return labels.where(labels != VOID, 0)
