@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,3 +91,11 @@ def reason(error: BaseException) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     line = text.partition("\n")[0]
     return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__
+
+
+def where(function: Any, error: Exception) -> str:
+    """file:line of the last step of an exception in the function's own file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(inspect.getmodule(function), "__file__", None)
+    inside = [frame for frame in frames if frame.filename == file] or frames
+    return f"{inside[-1].filename}:{inside[-1].lineno}"
