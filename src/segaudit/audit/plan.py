@@ -34,6 +34,8 @@ class Job:
 
     keep: keep all of its images, not only the shown ones. members, rule: the keys of the cells that a worst case
     chooses from, image by image, and what makes one worse (`metrics.worst_case.RULES`); it has a single part.
+    fit: the images that its attack is fitted on first. outside: what the attack has changed is not scored.
+    together: the models whose ensemble its images are made on, in place of the model's own.
     """
 
     key: str
@@ -48,14 +50,20 @@ class Job:
     target: Part | None = None
     members: tuple[str, ...] = ()
     rule: str = ""
+    fit: Part | None = None
+    outside: bool = False
+    together: tuple[ModelSpec, ...] = ()
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Digests of what a spec only points at: the chosen images with their masks, and each model's tensors by title."""
+    """Digests of what a spec only points at: the chosen images with their masks, each model's tensors by title, and
+    the images that attacks are fitted on by the attack's label. opaque: the titles of models without a gradient."""
 
     data: str = ""
     models: Mapping[str, str] = field(default_factory=dict)
+    fits: Mapping[str, str] = field(default_factory=dict)
+    opaque: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,13 @@ class Plan:
 
 
 def plan(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Plan:
-    """The cells of a spec on these images, in the order of the tables; a cell comes after the one it borrows from."""
-    ends = [*range(SHARD, len(ids) - 1, SHARD), len(ids)]
-    shards = tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))
+    """The cells of a spec on these images, in the order of the tables; a cell comes after the one it borrows from.
+
+    A model without a gradient is spared the attacks that need one where images of other models are tried on it.
+    Raises UserError where none are, and for models that are the same.
+    """
+    _check_opaque(spec, contents.opaque)
+    shards = cut(ids)
     count = min(spec.pictures.images, len(ids))
     shown = tuple(ids[i * len(ids) // count] for i in range(count))
     jobs: dict[str, Job] = {}
@@ -81,28 +93,50 @@ def plan(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Plan:
     return Plan(tuple(jobs.values()), shards, shown)
 
 
+def cut(ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The shards of a list of images."""
+    ends = [*range(SHARD, len(ids) - 1, SHARD), len(ids)]
+    return tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))
+
+
 def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job]:
     none = Tuned(name="none")
-    data = _part("data", spec.data) | {"content": contents.data}
-    data["args"].pop("root", None)  # where the images lie decides nothing
-    common = {"data": data, "ids": _digest(list(ids)), "seed": spec.seed}
+    common = {"data": _data(spec.data) | {"content": contents.data}, "ids": _digest(list(ids)), "seed": spec.seed}
     defended = [d for d in spec.defenses if d != none]
     borrow = "oblivious" in spec.threats
-    lend = (spec.transfer and len(spec.models) > 1) or (borrow and bool(defended))
+    lend = (spec.transfer.each and len(spec.models) > 1) or (borrow and bool(defended))
+
+    def of(model: ModelSpec) -> dict[str, Any]:
+        return _model(model) | {"content": contents.models.get(model.title())}
 
     def job(
-        model: ModelSpec, defense: Part, threat: str, attack: AttackSpec | None, eps: float | None, source: Job | None
+        model: ModelSpec,
+        defense: Part,
+        threat: str,
+        attack: AttackSpec | None,
+        eps: float | None,
+        source: Job | None,
+        together: tuple[ModelSpec, ...] = (),
     ) -> Job:
-        crafted = None if attack is None or source else _part("attack", attack) | {"precision": spec.precision}
-        content = common | {
-            "version": VERSION,
-            "model": _model(model) | {"content": contents.models.get(model.title())},
-            "defense": _part("defense", defense),
-            "attack": crafted,
-            "eps": eps,
-            "source": source.key if source else None,
-            "target": _part("target", attack.target) if attack and attack.target else None,
-        }
+        crafted, fit = None, None
+        if attack is not None and source is None:
+            fit = attack.fit_data(spec.data)
+            crafted = _part("attack", attack) | {"precision": spec.precision}
+            del crafted["fit"]  # as it was written; what it comes to is this
+            crafted |= {"fit": _data(fit) | {"content": contents.fits.get(attack.label())}} if fit else {}
+        content = (
+            common
+            | {
+                "version": VERSION,
+                "model": of(model),
+                "defense": _part("defense", defense),
+                "attack": crafted,
+                "eps": eps,
+                "source": source.key if source else None,
+                "target": _part("target", attack.target) if attack and attack.target else None,
+            }
+            | ({"together": [of(other) for other in together]} if together else {})
+        )
         label = attack.label() if attack else "none"
         cell = Cell(model.title(), defense.label(), threat, label, attack.norm() if attack else "", eps)
         return Job(
@@ -113,9 +147,12 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             attack=None if source else attack,
             eps=eps,
             source=source.key if source else None,
-            keep=source is None and attack is not None and (spec.keep or (lend and defense == none)),
+            keep=source is None and attack is not None and (spec.keep or (lend and defense == none and not together)),
             show=eps is None or eps in (0.0, spec.shown_eps()),
             target=attack.target if attack else None,
+            fit=fit,
+            outside=attack is not None and getattr(registry.load("attack", attack.name), "outside", False),
+            together=together,
         )
 
     def worst(made: Mapping[Try, Job]) -> Iterator[Job]:
@@ -123,8 +160,8 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         for attack in spec.attacks:
             parts = members(attack)
             for eps in _radii(attack, spec.eps) if parts else ():
-                own = [made[part.label(), eps] for part in parts]
-                for rule in RULES:
+                own = [made[part.label(), eps] for part in parts if (part.label(), eps) in made]
+                for rule in RULES if own else ():
                     content = {"version": VERSION, "members": [job.key for job in own], "rule": rule}
                     yield replace(
                         own[0],
@@ -139,8 +176,10 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
     bare: list[dict[Try, Job]] = []
     attacks = {part.label(): part for attack in spec.attacks for part in members(attack) or [attack]}
     tries = [(attack, eps) for attack in attacks.values() for eps in _radii(attack, spec.eps)]
+    blind = [(attack, eps) for attack, eps in tries if registry.gradient_free(attack.name)]
     for model in spec.models:
-        bare.append({(attack.label(), eps): job(model, none, "white-box", attack, eps, None) for attack, eps in tries})
+        direct = blind if model.title() in contents.opaque else tries
+        bare.append({(attack.label(), eps): job(model, none, "white-box", attack, eps, None) for attack, eps in direct})
         if none in spec.defenses or (borrow and defended):
             yield job(model, none, "none", None, 0.0, None)
             yield from bare[-1].values()
@@ -148,7 +187,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         for defense in defended:
             yield job(model, defense, "none", None, 0.0, None)
             threats: dict[str, dict[Try, Job]] = {"oblivious": {}, "adaptive": {}}
-            for attack, eps in tries:
+            for attack, eps in direct:
                 own = attack.label(), eps
                 if borrow:
                     threats["oblivious"][own] = job(model, defense, "oblivious", attack, eps, bare[-1][own])
@@ -158,11 +197,28 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
                     yield threats["adaptive"][own]
             for made in threats.values():
                 yield from worst(made) if made else ()
-    if spec.transfer and none in spec.defenses:
+    if spec.transfer.each and none in spec.defenses:
         for source, lent in zip(spec.models, bare, strict=True):
             for model in spec.models:
                 for attack, eps in tries if model != source else ():
-                    yield job(model, none, f"transfer:{source.title()}", attack, eps, lent[attack.label(), eps])
+                    if (attack.label(), eps) in lent:
+                        yield job(model, none, f"transfer:{source.title()}", attack, eps, lent[attack.label(), eps])
+    if spec.transfer.ensemble:
+        for model in spec.models:
+            others = tuple(m for m in spec.models if m != model and m.title() not in contents.opaque)
+            for attack, eps in tries if len(others) > 1 else ():
+                yield job(model, none, "transfer:ensemble", attack, eps, None, others)
+
+
+def _check_opaque(spec: RunSpec, opaque: frozenset[str]) -> None:
+    needy = [attack.label() for attack in spec.attacks if not registry.gradient_free(attack.name)]
+    makers = len(spec.models) - len(opaque)
+    lent = (spec.transfer.each and makers) or (spec.transfer.ensemble and makers > 1)
+    for title in sorted(opaque) if needy and not lent else ():
+        raise UserError(
+            f"model {title!r} has no gradient, which attack {needy[0]!r} needs: attack it with square, or transfer "
+            "images from another model (`transfer: true`)"
+        )
 
 
 def members(attack: AttackSpec) -> list[AttackSpec]:
@@ -182,6 +238,13 @@ def _part(kind: str, part: Part) -> dict[str, Any]:
     """A part with the content of a user's own file, so that an edit makes a new cell."""
     path = registry.source_file(part.name)
     return part.model_dump(mode="json") | ({"file": _code_digest(path)} if path else {})
+
+
+def _data(part: Part) -> dict[str, Any]:
+    """A data set without its root: where the images lie decides nothing."""
+    made = _part("data", part)
+    made["args"].pop("root", None)
+    return made
 
 
 def _model(model: ModelSpec) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import yaml
 
-from segaudit.audit import build, log
+from segaudit.audit import build, fit, log
 from segaudit.audit.execute import Executor
 from segaudit.audit.plan import Contents, Job, Plan, plan
 from segaudit.audit.spec import RunSpec
@@ -19,6 +19,7 @@ from segaudit.audit.work import Task, forget
 from segaudit.data.base import Dataset
 from segaudit.metrics.records import pick
 from segaudit.metrics.worst_case import RULES
+from segaudit.models.opaque import has_gradient
 from segaudit.nn.precision import default_device, resolve
 from segaudit.types import Cell, Results, Scene, UserError
 
@@ -38,19 +39,23 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     forget()
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
     data = build.dataset(spec.data)
-    models = {}
+    models, opaque = {}, set()
     for model in spec.models:  # before any work: a wrong model is said at once
         for defense in spec.defenses:
             bare = build.model(model, data.class_names)
             models[model.title()] = build.digest(bare)
+            if not has_gradient(bare):
+                opaque.add(model.title())
             build.defended(bare, defense)
-    planned = plan(spec, data.ids, Contents(data.digest(), models))
+    contents = Contents(data.digest(), models, fit.digests(spec, data), frozenset(opaque))
+    planned = plan(spec, data.ids, contents)
     store.write_json("plan.json", _index(spec, planned, data))  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
     tasks = pending(spec, planned, store)
     chosen = [job for job in planned.jobs if job.members and not store.parts("cells", job.key)]
     todo, total = len(tasks) + len(chosen), sum(_parts(job.members, planned.shards) for job in planned.jobs)
+    total += sum(job.fit is not None and not job.members for job in planned.jobs)
     history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
     session, began, done, noted = log.session(how, spec.precision), time.perf_counter(), 0, time.perf_counter()
 
@@ -71,8 +76,8 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     note(None)
     tell(total - todo, total)
     try:
-        for wave in ([t for t in tasks if t.job.source is None], [t for t in tasks if t.job.source is not None]):
-            for _ in executor(wave):
+        for stage in range(3):
+            for _ in executor([task for task in tasks if task.stage == stage]):
                 advance()
         for job in chosen:
             options = [store.read_records(key) for key in job.members]
@@ -99,14 +104,17 @@ def claim(store: Store, spec: RunSpec) -> None:
 def pending(spec: RunSpec, planned: Plan, store: Store) -> list[Task]:
     """The tasks whose part is not finished, in the order of the plan: the cells of a model stand together."""
     shown = frozenset(planned.shown)
-    tasks = []
+    tasks: list[Task] = []
     for job in (job for job in planned.jobs if not job.members):
-        done, kept = store.parts("cells", job.key), store.parts("images", job.key)
+        done, kept, first = store.parts("cells", job.key), store.parts("images", job.key), len(tasks)
         for part, ids in enumerate(planned.shards):
             wanted = job.keep or (job.show and not shown.isdisjoint(ids))
             if part in done and (not wanted or _has_images(job, ids, part, kept, shown, store)):
                 continue
             tasks.append(Task(job, part, ids, shown, spec.data, store.path, spec.precision, spec.batch, spec.seed))
+        if job.fit is not None and len(tasks) > first and not store.has_fit(job.key):
+            every = tuple(name for ids in planned.shards for name in ids)
+            tasks.insert(first, replace(tasks[first], ids=every, fitting=True))
     return tasks
 
 

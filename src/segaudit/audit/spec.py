@@ -10,32 +10,56 @@ from pydantic import Field, field_validator, model_validator
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, number, real
 
-HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels")
+HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels", "fitted")
 """What the audit hands an attack itself; class_pixels: how many pixels each class has in the images of the run."""
 
 
 class AttackSpec(Tuned):
-    """An attack: its name, its own arguments, and for a targeted one the mask to reach."""
+    """An attack: its name, its own arguments, and for a targeted one the mask to reach.
+
+    fit: for one that is fitted on data, what is different about the images that it learns from: arguments of the
+    run's data set (`{split: train, limit: 32}` unless `only` is among them).
+    """
 
     target: Part | None = None
+    fit: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, Mapping) and not set(value) <= {"name", "args", "target"}:
-            own = {key: v for key, v in value.items() if key not in ("name", "target")}
-            return {"name": value.get("name", ""), "target": value.get("target"), "args": own}
+        if isinstance(value, Mapping) and not set(value) <= {"name", "args", "target", "fit"}:
+            own = {key: v for key, v in value.items() if key not in ("name", "target", "fit")}
+            return {"name": value.get("name", ""), "args": own} | {k: value.get(k) for k in ("target", "fit")}
         return value
 
     def label(self) -> str:
         """How a table names it: `pgd`, `pgd(steps=40)`, `pgd to next`."""
-        return super().label() + (f" to {self.target.label()}" if self.target else "")
+        told = Part(name=self.name, args=self.args | ({"fit": self.fit} if self.fit else {}))
+        return told.label() + (f" to {self.target.label()}" if self.target else "")
 
     def norm(self) -> str:
-        """The norm it works in: as told, or its own default, or Linf."""
-        return str(self.args.get("norm") or registry.default("attack", self.name, "norm") or "linf")
+        """The norm it works in: as told, or its own default, or Linf; L0 for a patch, of any values in few places."""
+        usual = "l0" if getattr(registry.load("attack", self.name), "outside", False) else "linf"
+        return str(self.args.get("norm") or registry.default("attack", self.name, "norm") or usual)
+
+    def fit_data(self, data: Part) -> Part | None:
+        """The images that it is fitted on; None for an attack that is not. Raises ValueError where that is not said."""
+        if not hasattr(registry.load("attack", self.name), "fit"):
+            if self.fit is not None:
+                raise ValueError(f"attack {self.name!r} is not fitted on data; leave out its fit")
+            return None
+        own = self.fit or {}
+        if not own and not registry.accepts("data", data.name, "split"):
+            raise ValueError(
+                f"attack {self.name!r} is fitted on other images than those that are scored, but data {data.name!r} "
+                "has no split: say which with `fit: {only: [...]}`"
+            )
+        usual = {"split": "train", "limit": 32} if "only" not in own else {}
+        usual = {key: value for key, value in usual.items() if registry.accepts("data", data.name, key)}
+        rest = {key: value for key, value in data.args.items() if key not in ("limit", "only")}
+        return Part(name=data.name, args=rest | usual | own)
 
 
 class Pictures(Strict):
@@ -45,12 +69,33 @@ class Pictures(Strict):
     eps: Real | None = None
 
 
+class Transfer(Strict):
+    """Whose images a model is tried on besides its own; `true` is `{each: true}`, and a mapping has `each` on.
+
+    each: those made on each other model alone. ensemble: those made on all the other models together.
+    """
+
+    each: bool = True
+    ensemble: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if not isinstance(value, (bool, Mapping, Transfer)):
+            raise ValueError("write true, or {ensemble: true}")
+        return {"each": value} if isinstance(value, bool) else value
+
+    def __bool__(self) -> bool:
+        return self.each or self.ensemble
+
+
 class RunSpec(Strict):
     """One audit. eps: radii in [0, 1], written `8/255`, or plain numbers in multiples of `unit`, as is an
     attack's step_size.
 
     threats: how a defended model is attacked: `adaptive` (through the defense), `oblivious` (made on the bare
-    model). transfer: score every model on the images made on every other. keep: keep all adversarial images.
+    model). transfer: score every model on the images made on every other; `{ensemble: true}`: and on those made on
+    all others together. keep: keep all adversarial images.
     batch: images attacked at once; it changes no result but for rounding.
     """
 
@@ -62,7 +107,7 @@ class RunSpec(Strict):
     eps: list[Real] = Field(min_length=1)
     defenses: list[Tuned] = Field(default=[Tuned(name="none")], min_length=1)
     threats: list[Literal["oblivious", "adaptive"]] = Field(default=["oblivious", "adaptive"], min_length=1)
-    transfer: bool = False
+    transfer: Transfer = Transfer(each=False)
     keep: bool = False
     pictures: Pictures = Pictures(images=4)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -101,6 +146,7 @@ class RunSpec(Strict):
     def _parts(self) -> RunSpec:
         for attack in self.attacks:
             registry.check_arguments("attack", attack.name, attack.args, HANDED)
+            attack.fit_data(self.data)
             if attack.norm() == "linf" and max(self.eps) > 1 and registry.accepts("attack", attack.name, "eps"):
                 raise ValueError(f"eps {max(self.eps):g} is larger than the image range; did you mean unit: 1/255?")
             step = attack.args.get("step_size", 1)
@@ -117,6 +163,10 @@ class RunSpec(Strict):
             registry.check_arguments("defense", defense.name, defense.args, ("model",))
         if self.defenses != [Tuned(name="none")] and "adaptive" not in self.threats:
             raise ValueError("threats: a defense is never reported by an oblivious attack alone; add adaptive")
+        if self.transfer.ensemble and len(self.models) < 3:
+            raise ValueError("transfer: an ensemble of the other models takes three models or more")
+        if self.transfer.ensemble and "ensemble" in (model.title() for model in self.models):
+            raise ValueError("models: 'ensemble' is what the other models together are called; give another label")
         if self.transfer and Tuned(name="none") not in self.defenses:
             raise ValueError("transfer is between bare models: put none among the defenses, or leave transfer out")
         for what, labels, mend in (

@@ -1,7 +1,7 @@
 """The store of a run: a folder, a network share or a bucket, where a part appears whole or not at all.
 
 `spec.yaml`, `plan.json`, `log.json`, `cells/KEY/part-NNNN.parquet`, `images/KEY/part-NNNN.parquet`,
-`images/scenes.parquet`, `report/index.html`.
+`images/scenes.parquet`, `fits/KEY.safetensors`, `report/index.html`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from segaudit.types import Counts, Norms, Picture, Records, Scene, UserError
 
@@ -159,6 +162,21 @@ class Store:
         with self.files.open(f"{self.root}/{_part('images', key, part)}") as file:
             return set(pq.read_table(file, columns=["id"])["id"].to_pylist())
 
+    def has_fit(self, key: str) -> bool:
+        """Whether there is what the attack of a cell has learnt."""
+        return self.has(_fit(key))
+
+    def write_fit(self, key: str, fitted: Tensor, cost: tuple[float, float, float]) -> None:
+        """Write what the attack of a cell has learnt; cost: forwards, backwards and seconds an image of the run."""
+        tensors = {"fitted": fitted.cpu().contiguous(), "cost": torch.tensor(cost, dtype=torch.float64)}
+        self.write(_fit(key), save(tensors))
+
+    def read_fit(self, key: str) -> tuple[Tensor, tuple[float, float, float]]:
+        """What the attack of a cell has learnt, and its cost for each image."""
+        tensors = load(self.read(_fit(key)))
+        forwards, backwards, seconds = tensors["cost"].tolist()
+        return tensors["fitted"], (forwards, backwards, seconds)
+
     def write_scenes(self, scenes: Sequence[Scene]) -> None:
         """Write the clean images that the page shows."""
         columns = {
@@ -187,6 +205,10 @@ class Store:
 
 def _part(kind: str, key: str, part: int) -> str:
     return f"{kind}/{key}/part-{part:04d}.parquet"
+
+
+def _fit(key: str) -> str:
+    return f"fits/{key}.safetensors"
 
 
 def _parquet(columns: dict[str, Any]) -> bytes:

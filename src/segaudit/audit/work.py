@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,14 @@ from torch import Tensor
 
 from segaudit import registry
 from segaudit.audit import build
+from segaudit.audit.batches import goal as masks
+from segaudit.audit.batches import outside, same_size
 from segaudit.audit.parts import ModelSpec, Part
-from segaudit.audit.plan import Job
+from segaudit.audit.plan import Job, cut
 from segaudit.audit.store import Store
 from segaudit.data.base import Dataset
 from segaudit.metrics import records
+from segaudit.models.ensemble import Ensemble
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import count_passes
 from segaudit.nn.precision import clock, default_device, exact_on_cuda, flush_denormals, resolve
@@ -31,7 +33,10 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Task:
-    """One shard of one cell, with all that a worker on any machine needs."""
+    """One shard of one cell, with all that a worker on any machine needs.
+
+    fitting: instead, fit the cell's attack; ids are then all images of the run.
+    """
 
     job: Job
     part: int
@@ -42,6 +47,12 @@ class Task:
     precision: str
     batch: int
     seed: int
+    fitting: bool = False
+
+    @property
+    def stage(self) -> int:
+        """When its turn is: what is fitted (0), the cells that make their images (1), those that borrow them (2)."""
+        return 0 if self.fitting else 1 if self.job.source is None else 2
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,15 @@ def work(task: Task) -> None:
     job, store, device = task.job, Store(task.store), default_device()
     data = _dataset(task.data.model_dump_json())
     model = _model(job.model.model_dump_json(), job.defense.model_dump_json(), data.class_names)
+    others = tuple(other.model_dump_json() for other in job.together)
+    maker = _together(others, data.class_names) if others else model
+    if task.fitting:
+        _fit(task, maker)
+        return
     lent = {p.id: p.delta for p in store.read_pictures(job.source, task.part)} if job.source else {}
     rows, pictures = [], []
-    for shard in _same_size(data, task.ids):
-        goal = _goal(job, model, shard.to(device), data)
+    for shard in same_size(data, task.ids):
+        goal = masks(job.target, maker, shard.to(device), data)
         for start in range(0, len(shard), task.batch):
             part = slice(start, start + task.batch)
             clean = shard[part].to(device)
@@ -73,10 +89,10 @@ def work(task: Task) -> None:
                 delta = torch.from_numpy(np.stack([lent[name] for name in clean.ids]))
                 made = Made(clean.images + delta.to(device), None if goal is None else goal[part])
             else:
-                made = _craft(task, model, clean, None if goal is None else goal[part])
+                made = _craft(task, maker, clean, None if goal is None else goal[part])
                 delta = half(made.images - clean.images)
                 made = Made(clean.images + delta, made.goal, made.forwards, made.backwards, made.seconds)
-            found, predictions = _judge(job, model, clean, made)
+            found, predictions = _judge(job, model, outside(clean, made.images) if job.outside else clean, made)
             rows.append(found)
             pictures += [
                 Picture(name, delta[i].cpu().numpy().astype(np.float16), predictions[i])
@@ -99,19 +115,52 @@ def half(delta: Tensor) -> Tensor:
     return torch.where(beyond, down.float(), rounded)
 
 
+def _fit(task: Task, model: Segmenter) -> None:
+    """Fit an attack on images of its own, and write what it has learnt with its cost for each image of the run."""
+    job, device = task.job, default_device()
+    if job.attack is None or job.fit is None:
+        raise ValueError(f"{job.cell} is not fitted")
+    own, run = _dataset(job.fit.model_dump_json()), _dataset(task.data.model_dump_json())
+    batches = []
+    for batch in (batch.to(device) for ids in cut(own.ids) for batch in same_size(own, ids)):
+        goal = masks(job.target, model, batch, run)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        batches.append(Batch(images, batch.labels if goal is None else goal, batch.ids))
+    view = _fast(model, resolve(task.precision, device), batches[0].images[:1])
+    rng = ImageStreams(task.seed, [name for batch in batches for name in batch.ids], f"{job.attack.name}/fit")
+    learn: Any = registry.load("attack", job.attack.name)
+    began = clock(device)
+    with count_passes(view) as passes:
+        fitted = learn.fit(view, batches, rng=rng, **_arguments(task, job.target is not None))
+    seconds, n = clock(device) - began, len(task.ids)
+    if not isinstance(fitted, Tensor) or not fitted.isfinite().all():
+        name = f"attack {job.cell.attack!r} on model {job.cell.model!r}"
+        raise UserError(f"{name} learnt NaN, or no tensor; are the model's gradients finite?")
+    each = max(1, len(job.together))  # a pass through an ensemble is one through each of its models
+    cost = (each * passes.forwards / n, each * passes.backwards / n, seconds / n)
+    Store(task.store).write_fit(job.key, fitted.detach(), cost)
+
+
+def _arguments(task: Task, targeted: bool) -> dict[str, Any]:
+    """What an attack is handed beside model, images, labels and streams."""
+    attack, eps = task.job.attack, task.job.eps
+    own: dict[str, Any] = dict(attack.args) if attack else {}
+    own |= ({"eps": eps} if eps is not None else {}) | ({"targeted": True} if targeted else {})
+    if attack and registry.accepts("attack", attack.name, "class_pixels"):
+        own["class_pixels"] = _class_pixels(task.data.model_dump_json())
+    return own
+
+
 def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> Made:
     """The attack's images, checked: an attack is not believed to have stayed in its ball."""
     job = task.job
     if job.attack is None:
         return Made(clean.images)
     attack = registry.load("attack", job.attack.name)
-    own: dict[str, Any] = dict(job.attack.args)
-    if job.eps is not None:
-        own["eps"] = job.eps
-    if goal is not None:
-        own["targeted"] = True
-    if registry.accepts("attack", job.attack.name, "class_pixels"):
-        own["class_pixels"] = _class_pixels(task.data.model_dump_json())
+    own, fit_cost = _arguments(task, goal is not None), (0.0, 0.0, 0.0)
+    if job.fit is not None:
+        fitted, fit_cost = _learnt(task.store, job.key)
+        own["fitted"] = fitted.to(clean.images.device)
     view = _fast(model, resolve(task.precision, clean.images.device), clean.images[:1])
     rng = ImageStreams(task.seed, clean.ids, job.attack.name)
     labels = clean.labels if goal is None else goal
@@ -123,8 +172,9 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
         raise UserError(f"attack {job.cell.attack!r} returned a {type(images).__name__}, not images")
     images = images.detach()
     _check(job, clean, images)
-    n = len(clean)
-    return Made(images, goal, passes.forwards / n, passes.backwards / n, seconds / n)
+    each = max(1, len(job.together))
+    spent = (each * passes.forwards, each * passes.backwards, seconds)
+    return Made(images, goal, *(used / len(clean) + share for used, share in zip(spent, fit_cost, strict=True)))
 
 
 def _check(job: Job, clean: Batch, images: Tensor) -> None:
@@ -164,46 +214,17 @@ def _judge(job: Job, model: Segmenter, clean: Batch, made: Made) -> tuple[Record
     return found, [row.cpu().numpy().astype(np.uint8) for row in prediction]
 
 
-def _goal(job: Job, model: Segmenter, shard: Batch, data: Dataset) -> Tensor | None:
-    """The masks that a targeted attack is to reach, for a whole shard."""
-    target = job.target
-    if target is None:
-        return None
-    make = partial(registry.load("target", target.name), **target.args)
-
-    def look_up(name: str) -> Tensor:
-        try:
-            return data.sample(name)[1]
-        except KeyError:
-            near = registry.suggest(str(name), data.ids)
-            raise UserError(f"target {target.name!r}: there is no image with the id {name!r}{near}") from None
-
-    goal: Tensor = make(model, shard.images, shard.labels, ids=shard.ids, look_up=look_up)
-    return goal.where(shard.labels != VOID, VOID)  # void is neither attacked nor scored
-
-
-def _same_size(data: Dataset, ids: Sequence[str]) -> Iterator[Batch]:
-    """The images of a shard, as one batch for each image size among them."""
-    samples = [data.sample(name) for name in ids]
-    shapes = [(tuple(image.shape), tuple(labels.shape)) for image, labels in samples]
-    for shape in dict.fromkeys(shapes):
-        rows = [i for i, own in enumerate(shapes) if own == shape]
-        yield Batch(
-            torch.stack([samples[i][0] for i in rows]),
-            torch.stack([samples[i][1] for i in rows]),
-            tuple(ids[i] for i in rows),
-        )
-
-
 def forget() -> None:
     """Drop the data and models of an earlier run in this process: their files may have changed since."""
     _dataset.cache_clear()
     _class_pixels.cache_clear()
+    _learnt.cache_clear()
     _model.cache_clear()
+    _together.cache_clear()
     _views.clear()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _dataset(part: str) -> Dataset:
     return build.dataset(Part.model_validate_json(part))
 
@@ -216,10 +237,21 @@ def _class_pixels(part: str) -> Tensor:
 
 
 @lru_cache(maxsize=4)
+def _learnt(store: str, key: str) -> tuple[Tensor, tuple[float, float, float]]:
+    return Store(store).read_fit(key)
+
+
+@lru_cache(maxsize=4)
 def _model(spec: str, defense: str, class_names: tuple[str, ...]) -> Segmenter:
     model = build.model(ModelSpec.model_validate_json(spec), class_names)
     model = build.defended(model, Part.model_validate_json(defense))
     return model.to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@lru_cache(maxsize=2)
+def _together(specs: tuple[str, ...], class_names: tuple[str, ...]) -> Segmenter:
+    none = Part(name="none").model_dump_json()
+    return Ensemble([_model(spec, none, class_names) for spec in specs])
 
 
 _views: dict[tuple[int, str], tuple[Segmenter, Fast]] = {}

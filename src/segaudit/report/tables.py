@@ -126,7 +126,8 @@ class Matrix:
         at = [r for r in rows if not r.clean and (r.attack, r.norm, r.eps) == (attack, norm, eps)]
         moved = [row for row in at if row.source]
         self.sources = unique(row.source for row in moved)
-        self.targets = unique([*self.sources, *(row.name for row in moved)])
+        models = {row.name for row in rows}  # an ensemble is a source alone
+        self.targets = unique([*(name for name in self.sources if name in models), *(row.name for row in moved)])
         own = {(row.name, row.name): getattr(row, quantity) for row in at if row.threat == "white-box"}
         self.values = own | {(row.source, row.name): getattr(row, quantity) for row in moved}
 

@@ -1,0 +1,36 @@
+"""The images that attacks are fitted on: others than those that are scored."""
+
+from __future__ import annotations
+
+import torch
+
+from segaudit.audit import build
+from segaudit.audit.parts import Part
+from segaudit.audit.spec import AttackSpec, RunSpec
+from segaudit.data.base import Dataset
+from segaudit.types import UserError
+
+
+def digests(spec: RunSpec, data: Dataset) -> dict[str, str]:
+    """Of the images that each fitted attack of a spec learns from, by its label.
+
+    Raises UserError where they cannot be had, are of other classes, or where one of them is scored too.
+    """
+    parts = [(attack, attack.fit_data(spec.data)) for attack in spec.attacks]
+    return {attack.label(): _held_out(attack, part, data).digest() for attack, part in parts if part is not None}
+
+
+def _held_out(attack: AttackSpec, part: Part, scored: Dataset) -> Dataset:
+    """The data set to fit on, which shares no image with the one that is scored."""
+    name, mend = f"attack {attack.label()!r}", "say which with `fit: {split: ...}` or `fit: {only: [...]}`"
+    try:
+        own = build.dataset(part)
+    except UserError as error:
+        raise UserError(f"{name} is fitted on images of its own, which cannot be had ({error}); {mend}") from error
+    if own.class_names != scored.class_names:
+        raise UserError(f"{name}: the images to fit it on are of other classes than those that are scored; {mend}")
+    known = set(scored.ids)
+    for both in (one for one in own.ids if one in known):  # two splits may use an id for different images
+        if torch.equal(own.sample(both)[0], scored.sample(both)[0]):
+            raise UserError(f"{name} would be fitted on {both}, which is scored too; {mend}, of other images")
+    return own
