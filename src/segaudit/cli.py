@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from segaudit import __version__, registry
 from segaudit.types import UserError
+
+if TYPE_CHECKING:
+    from segaudit.audit.spec import RunSpec
 
 app = typer.Typer(
     name="segaudit",
@@ -29,7 +32,7 @@ DEMO = Path(__file__).parent / "audit" / "demo.yaml"
 Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder or any fsspec path [runs/NAME].")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
 KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
-KINDS |= {"data": "data", "recipes": "recipe"}
+KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling"}
 
 
 def _version(asked: bool) -> None:
@@ -107,6 +110,35 @@ def attack(
 
 
 @app.command()
+def scaling(
+    spec: Annotated[Path, typer.Argument(help="A run's spec, whose data and models are meant.")],
+    library: Annotated[str, typer.Option(help="Whose resizer is attacked: pil, opencv or torch.")] = "pil",
+    method: Annotated[str | None, typer.Option(help="Such as bilinear [all that the library has].")] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="How much larger the pictures are than the data's size [their own size].")
+    ] = None,
+    eps: Annotated[str, typer.Option(help="How far the resized picture may be from the hidden one.")] = "2/255",
+    limit: Annotated[int | None, typer.Option(min=2, help="Only that many images.")] = None,
+) -> None:
+    """Hide in each picture another one that a resizer brings out, and print what the models see."""
+    from segaudit.audit import scaling as room
+    from segaudit.report import grid
+
+    with _bar("hiding") as (bar, task):
+        rows = room.scale_spec(
+            _read(spec, limit),
+            library,
+            method,
+            factor,
+            eps,
+            lambda done, total: bar.update(task, completed=done, total=total, description=f"picture {done}/{total}"),
+        )
+    header, body = room.table(rows)
+    title = f"mIoU (%) on {rows[0].images} pictures at full size, and of the hidden ones after the resize"
+    print(grid.markdown(grid.Grid(title, header, body, words=3)), end="")
+
+
+@app.command()
 def train(
     spec: Annotated[Path, typer.Argument(help="What to train (YAML).")],
     out: Annotated[Path | None, typer.Option(help="The folder for weights, metrics and checkpoint.")] = None,
@@ -149,15 +181,10 @@ def list_parts(kind: Annotated[str, typer.Argument(help=", ".join(KINDS))]) -> N
 
 
 def _run(path: Path, out: str | None, workers: int | None, ray: str | None, limit: int | None) -> None:
-    from segaudit.audit import execute, parts
+    from segaudit.audit import execute
     from segaudit.audit.run import run
-    from segaudit.audit.spec import RunSpec
 
-    spec = parts.read(RunSpec, path)
-    if limit is not None:
-        spec = spec.model_copy(
-            update={"data": spec.data.model_copy(update={"args": spec.data.args | {"limit": limit}})}
-        )
+    spec = _read(path, limit)
     out = out or f"runs/{spec.name}"
     count = workers or execute.default_workers()
     executor = execute.on_ray(ray) if ray else execute.local(count)
@@ -170,6 +197,17 @@ def _run(path: Path, out: str | None, workers: int | None, ray: str | None, limi
             lambda done, total: bar.update(task, completed=done, total=total, description=f"part {done}/{total}"),
         )
     print(_report(out))
+
+
+def _read(path: Path, limit: int | None) -> RunSpec:
+    """A run's spec, with only so many images."""
+    from segaudit.audit import parts
+    from segaudit.audit.spec import RunSpec
+
+    spec = parts.read(RunSpec, path)
+    if limit is None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"args": spec.data.args | {"limit": limit}})})
 
 
 def _report(path: str) -> str:

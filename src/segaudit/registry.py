@@ -24,11 +24,27 @@ TABLES: dict[str, dict[str, str]] = {
         "fgsm_ll": "segaudit.attacks.fgsm:fgsm_ll",
         "ifgsm": "segaudit.attacks.fgsm:ifgsm",
         "ifgsm_ll": "segaudit.attacks.fgsm:ifgsm_ll",
+        "mifgsm": "segaudit.attacks.mifgsm:mifgsm",
         "pgd": "segaudit.attacks.pgd:pgd",
+        "segpgd": "segaudit.attacks.segpgd:segpgd",
+        "cospgd": "segaudit.attacks.cospgd:cospgd",
+        "apgd": "segaudit.attacks.apgd:apgd",
+        "sea": "segaudit.attacks.sea:sea",
+        "asma": "segaudit.attacks.asma:asma",
+        "universal": "segaudit.attacks.universal:universal",
+        "patch": "segaudit.attacks.patch:patch",
+        "square": "segaudit.attacks.square:square",
+    },
+    "scaling": {
+        "image_scaling": "segaudit.attacks.image_scaling:image_scaling",
     },
     "target": {
         "next": "segaudit.attacks.targets:following",
         "image": "segaudit.attacks.targets:image",
+        "uniform": "segaudit.attacks.targets:uniform",
+        "least_likely": "segaudit.attacks.targets:least_likely",
+        "hide": "segaudit.attacks.targets:hide",
+        "swap": "segaudit.attacks.targets:swap",
     },
     "defense": {
         "none": "segaudit.defenses.none:none",
@@ -100,6 +116,11 @@ def default(kind: str, name: str, key: str) -> Any:
     """What a part takes for `key` when it is not told; None where it has no such keyword or no default."""
     own = inspect.signature(load(kind, name)).parameters.get(key)
     return None if own is None or own.default is own.empty else own.default
+
+
+def gradient_free(attack: str) -> bool:
+    """Whether an attack says of itself that it asks for scores alone: its function has a true `gradient_free`."""
+    return bool(getattr(load("attack", attack), "gradient_free", False))
 
 
 def describe(kind: str) -> list[tuple[str, str, str]]:
