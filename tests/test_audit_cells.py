@@ -278,3 +278,18 @@ def test_images_of_several_sizes_are_audited_each_at_its_own(tmp_path: Path) -> 
     for _, records in found.cells:
         assert sorted(records.ids) == sorted(build.dataset(small(tmp_path).data).ids)
         assert sorted(set(records.places)) == [24 * 40, 32 * 40]
+
+
+def test_transferred_images_are_scored_on_the_masks_that_they_were_led_to(tmp_path: Path) -> None:
+    attacks = [{"name": "pgd", "steps": 3, "target": "least_likely"}]
+    spec = small(tmp_path, models=two_models(tmp_path), transfer=True, attacks=attacks, eps=["16/255"])
+    found = by_name(audit(spec, tmp_path / "out"))
+    label, eps = "pgd(steps=3) to least_likely", 16 / 255
+    own = {name: found[name, "none", "white-box", label, eps].goal for name in ("net0", "net1")}
+    moved = {name: found[name, "none", f"transfer:net{1 - i}", label, eps].goal for i, name in enumerate(own)}
+    assert own["net0"] is not None and own["net1"] is not None  # noqa: PT018
+    assert (own["net0"].target != own["net1"].target).any()
+    for name, lender in (("net0", "net1"), ("net1", "net0")):
+        goal, led = moved[name], own[lender]
+        assert goal is not None and led is not None  # noqa: PT018
+        np.testing.assert_array_equal(goal.target, led.target)

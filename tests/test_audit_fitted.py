@@ -260,6 +260,8 @@ def test_an_image_is_never_both_learnt_from_and_scored(tmp_path: Path) -> None:
     assert refused(data=train).startswith(said.format("", "p06"))
     one = {**UNIVERSAL, "fit": {"only": ["p02"]}}
     assert "would be fitted on p02, which is scored too" in refused(attacks=[one])
+    larger = {**UNIVERSAL, "fit": {"only": ["p02"], "size": [16, 20]}}
+    assert "would be fitted on p02, which is scored too" in refused(attacks=[larger])
     nowhere = {**UNIVERSAL, "fit": {"split": "tset"}}
     assert "is fitted on images of its own, which cannot be had (" in refused(attacks=[nowhere])
     misspelt = {**UNIVERSAL, "fit": {"limitt": 3}}
@@ -328,7 +330,7 @@ def test_an_attack_that_learns_nan_is_named(tmp_path: Path) -> None:
 def test_one_image_alone_is_not_enough_for_a_fitted_attack(tmp_path: Path) -> None:
     path = save_spec(tmp_path / "spec.yaml", spec_of(tmp_path).model_dump(mode="json"))
     picture = tmp_path / "val" / "images" / "p00.png"
-    with pytest.raises(UserError, match="fitted must be what universal has learnt on a set of images"):
+    with pytest.raises(UserError, match="attack 'universal' is fitted on many images first"):
         list(attack_one(picture, path, "universal", "8/255", None, None, tmp_path / "pictures"))
 
 

@@ -85,7 +85,7 @@ def test_the_same_seed_makes_the_same_picture(spec: Path) -> None:
     [
         ({"image": "images/none.png"}, r"images/none\.png: there is no such file"),
         ({"image": "spec.yaml"}, r"spec\.yaml: this is not a picture"),
-        ({"name": "pdg"}, r"no attack is called 'pdg' \(did you mean 'pgd'\?\)"),
+        ({"name": "pgdd"}, r"no attack is called 'pgdd' \(did you mean 'pgd'\?\)"),
         ({"eps": "8/0"}, "'8/0' divides by zero"),
         ({"eps": "abc"}, "'abc' is not a number"),
         ({"eps": "8"}, r"did you mean unit: 1/255\?"),

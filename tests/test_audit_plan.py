@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from audit_kit import NET, small, two_models, write_net
+from segaudit.audit import build
 from segaudit.audit import plan as planning
 from segaudit.audit.plan import Contents, Job, plan
 from segaudit.audit.spec import RunSpec
+from segaudit.models.wrap import Wrapped
 from segaudit.types import UserError
 
 NOTHING = Contents()
@@ -212,3 +215,33 @@ def test_an_attack_without_eps_is_run_once(folder: Path) -> None:
     (folder / "own.py").write_text("def least(model, images, labels, *, rng):\n    return images\n")
     made = jobs(small(folder, attacks=[f"{folder}/own.py:least"]))
     assert [(name[2], name[4]) for name in made] == [("none", 0.0), ("white-box", None)]
+
+
+def test_what_stands_between_images_and_logits_is_in_a_model_s_digest(folder: Path) -> None:
+    net, names = torch.nn.Conv2d(3, 2, 1), ("a", "b")
+    settings: list[dict[str, Any]] = [{}, {"mean": 0.5}, {"order": "bgr"}, {"scale": 255}, {"stride": 8}]
+    settings += [{"class_map": {0: 1, 1: 0}}, {"class_map": {0: 1, 1: None}}]
+    digests = [build.digest(Wrapped(net, names, **own)) for own in settings]
+    assert len(set(digests)) == len(settings)
+    assert digests[0] == build.digest(Wrapped(net, names))
+
+
+def test_attacks_that_do_the_same_are_run_once_or_refused(folder: Path) -> None:
+    twice = [{"name": "pgd", "steps": 3, "norm": "l2"}, {"name": "pgd", "norm": "l2", "steps": 3}]
+    assert keys(small(folder, attacks=twice)) == keys(small(folder, attacks=twice[:1]))
+    sea = {"name": "sea", "steps": 4}
+    apgd = {"name": "apgd", "steps": 4, "loss": "js", "radius_reduction": True}
+    assert keys(small(folder, attacks=[sea, apgd])) == keys(small(folder, attacks=[sea]))
+    with pytest.raises(UserError, match=r"^attacks 'sea by accuracy' and 'sea\(steps=300\) by accuracy' are the same"):
+        jobs(small(folder, attacks=["sea", {"name": "sea", "steps": 300}]))
+
+
+def test_a_borrowed_cell_knows_whose_masks_its_images_were_led_to(folder: Path) -> None:
+    attacks = [{"name": "pgd", "steps": 2, "target": "least_likely"}]
+    made = jobs(small(folder, models=two_models(folder), transfer=True, attacks=attacks))
+    for (model, _, threat, _, _), job in made.items():
+        if threat.startswith("transfer:"):
+            assert job.lender is not None
+            assert job.lender.title() == threat.removeprefix("transfer:") != model
+        else:
+            assert job.lender is None

@@ -235,6 +235,32 @@ def test_pictures_and_weights_replaced_under_their_names_are_computed_anew(tmp_p
     assert computed(out)[-1] == 0
 
 
+FUNCTION = """
+from pathlib import Path
+
+import numpy as np
+
+
+def build(path):
+    weight = float(Path(path).read_text())
+    return lambda images: (weight * (images - 0.5)).astype(np.float32)
+"""
+"""A user's function with a parameter in a file that an argument names."""
+
+
+def test_a_file_that_an_argument_of_a_model_names_is_in_the_key(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / "own.py").write_text(FUNCTION)
+    (tmp_path / "weight.txt").write_text("12")
+    model = {"source": "python", "name": f"{tmp_path}/own.py:build", "args": {"path": str(tmp_path / "weight.txt")}}
+    spec, out = small(tmp_path, models=[model], attacks=[{"name": "square", "steps": 2}]), tmp_path / "out"
+    audit(spec, out)
+    audit(spec, out)
+    (tmp_path / "weight.txt").write_text("-12")
+    audit(spec, out)
+    assert computed(out) == [3, 0, 3]
+
+
 def test_transfer_asked_for_later_gives_what_it_would_have_given_at_once(tmp_path: Path) -> None:
     models = two_models(tmp_path)
     audit(small(tmp_path, models=models), tmp_path / "out")

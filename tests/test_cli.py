@@ -180,7 +180,7 @@ def half_a_file(folder: Path) -> dict[str, Any]:
         (lambda folder: model(folder, args={"sed": 1}), ["has no argument 'sed' (did you mean 'seed'?)"]),
         (lambda folder: model(folder, outputs=4), ["4 outputs for 3 classes need a class_map"]),
         (lambda _: {"modles": []}, ["spec.yaml", "unknown key 'modles' (did you mean 'models'?)"]),
-        (lambda _: {"attacks": ["pdg"]}, ["no attack is called 'pdg' (did you mean 'pgd'?)"]),
+        (lambda _: {"attacks": ["pgdd"]}, ["no attack is called 'pgdd' (did you mean 'pgd'?)"]),
         (lambda _: {"eps": ["8/0"]}, ["spec.yaml: eps.0: '8/0' divides by zero"]),
         (lambda _: {"eps": [8]}, ["did you mean unit: 1/255?"]),
         (lambda _: {"eps": None}, ["spec.yaml: eps"]),

@@ -405,3 +405,13 @@ def test_transfer_is_written_as_before_and_read_back(tmp_path: Path) -> None:
         spec = small(tmp_path, models=three(tmp_path), transfer=transfer)
         assert (spec.transfer.each, spec.transfer.ensemble, bool(spec.transfer)) == (each, ensemble, each)
         assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_network_that_detaches_is_said_in_one_line(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / "cut.py").write_text(
+        "import torch\n\n\nclass Cut(torch.nn.Module):\n    def forward(self, x):\n        return x.detach() * 9\n"
+    )
+    model = {"source": "python", "name": f"{tmp_path}/cut.py:Cut"}
+    with pytest.raises(UserError, match=r"^the model's logits have no gradient"):
+        audit(small(tmp_path, models=[model], attacks=["fgsm"]), tmp_path / "out")

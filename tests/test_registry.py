@@ -42,7 +42,7 @@ def test_every_attack_has_the_shape_of_one() -> None:
     for name in registry.names("attack"):
         registry.check_arguments("attack", name, {}, handed=("model", "images", "labels", "rng", "eps"))
         own = {key for key in usual if registry.accepts("attack", name, key)}
-        assert "eps" in own or "norm" not in own, name
+        assert "steps" in own or not own & {"step_size", "restarts"}, name
         with pytest.raises(UserError, match=r"has no argument 'epsilon'"):
             registry.check_arguments("attack", name, {"epsilon": 1}, handed=("model", "images", "labels", "rng"))
 

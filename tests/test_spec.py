@@ -90,7 +90,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"attacks": ["pdg"]}, "no attack is called 'pdg' (did you mean 'pgd'?)"),
+        ({"attacks": ["pgdd"]}, "no attack is called 'pgdd' (did you mean 'pgd'?)"),
         ({"attacks": [{"name": "fgms", "norm": "l2"}]}, "no attack is called 'fgms' (did you mean 'fgsm'?)"),
         ({"attacks": [{"name": "pgd", "target": "nxt"}]}, "no target is called 'nxt' (did you mean 'next'?)"),
         ({"defenses": ["none", "noen"]}, "no defense is called 'noen' (did you mean 'none'?)"),

@@ -30,6 +30,10 @@ TABLES: dict[str, dict[str, str]] = {
         "cospgd": "segaudit.attacks.cospgd:cospgd",
         "apgd": "segaudit.attacks.apgd:apgd",
         "sea": "segaudit.attacks.sea:sea",
+        "dag": "segaudit.attacks.dag:dag",
+        "alma_prox": "segaudit.attacks.alma_prox:alma_prox",
+        "pdpgd": "segaudit.attacks.pdpgd:pdpgd",
+        "fmn": "segaudit.attacks.fmn:fmn",
         "asma": "segaudit.attacks.asma:asma",
         "universal": "segaudit.attacks.universal:universal",
         "patch": "segaudit.attacks.patch:patch",
@@ -102,6 +106,8 @@ def check_arguments(kind: str, name: str, given: Mapping[str, Any], handed: Iter
         if key not in own and not free:
             known = ", ".join(own) or "none"
             raise UserError(f"{kind} {name!r} has no argument {key!r}{suggest(key, own)}; its arguments: {known}")
+        if key in own and isinstance(own[key].default, bool) and not isinstance(given[key], bool):
+            raise UserError(f"{kind} {name!r}: {key} must be true or false, not {given[key]!r}")
     for key, p in own.items():
         if p.default is p.empty and key not in given:
             raise UserError(f"{kind} {name!r} needs the argument {key!r}")

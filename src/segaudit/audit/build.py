@@ -11,6 +11,7 @@ from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part
 from segaudit.data.base import Dataset
 from segaudit.models import build as models
+from segaudit.models.wrap import Wrapped
 from segaudit.types import Segmenter, UserError
 
 
@@ -48,9 +49,12 @@ def defended(model: Segmenter, defense: Part) -> Segmenter:
 
 
 def digest(model: Segmenter) -> str:
-    """Of a model's tensors, wherever they were read from; what it keeps outside of its state_dict is not in it."""
+    """Of a model's tensors and preprocessing, wherever they were read from; what it keeps elsewhere is not in it."""
     made = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for module in model.modules():
+        if isinstance(module, Wrapped):
+            made.update(module.extra_repr().encode())
+    for name, tensor in [*model.state_dict().items(), *model.named_buffers()]:
         if not isinstance(tensor, torch.Tensor):  # a module's own extra state
             made.update(f"{name} {tensor!r}".encode())
             continue

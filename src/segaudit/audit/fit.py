@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import hashlib
 
 from segaudit.audit import build
 from segaudit.audit.parts import Part
@@ -29,8 +29,12 @@ def _held_out(attack: AttackSpec, part: Part, scored: Dataset) -> Dataset:
         raise UserError(f"{name} is fitted on images of its own, which cannot be had ({error}); {mend}") from error
     if own.class_names != scored.class_names:
         raise UserError(f"{name}: the images to fit it on are of other classes than those that are scored; {mend}")
-    known = set(scored.ids)
-    for both in (one for one in own.ids if one in known):  # two splits may use an id for different images
-        if torch.equal(own.sample(both)[0], scored.sample(both)[0]):
-            raise UserError(f"{name} would be fitted on {both}, which is scored too; {mend}, of other images")
+    known = {_pixels(scored, one) for one in scored.ids}  # as read: an id or a size may be another one
+    for one in own.ids:
+        if _pixels(own, one) in known:
+            raise UserError(f"{name} would be fitted on {one}, which is scored too; {mend}, of other images")
     return own
+
+
+def _pixels(data: Dataset, image_id: str) -> bytes:
+    return hashlib.sha256(data.read(image_id)[0].tobytes()).digest()

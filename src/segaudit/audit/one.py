@@ -37,6 +37,8 @@ def attack_one(
     if not chosen:
         known = [m.title() for m in spec.models]
         raise UserError(f"{spec_path} has no model {model!r}; it has: {', '.join(known)}")
+    if hasattr(registry.load("attack", name), "fit"):
+        raise UserError(f"attack {name!r} is fitted on many images first: put it among the attacks of a `segaudit run`")
     budget = _checked(spec, name, eps)
     data, device = build.dataset(spec.data), default_device()
     net = build.model(chosen[0], data.class_names).to(device)
@@ -54,7 +56,7 @@ def attack_one(
         after = net(saved).argmax(1)
     size = norms(saved, pixels)
     against = "its own prediction" if mask is None else mask
-    yield f"{chosen[0].title()}, {name}, eps {budget * 255:g}/255, against {against}"
+    yield f"{chosen[0].title()}, {name}{f', eps {budget * 255:g}/255' if own else ''}, against {against}"
     for title, prediction in (("before", before), ("after", after)):
         counts = confusion.count(prediction, labels, net.num_classes)
         yield f"{title}: mIoU {confusion.miou(counts):.4f}, accuracy {confusion.accuracy(counts):.4f}"

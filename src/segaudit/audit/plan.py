@@ -15,9 +15,10 @@ from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part, Tuned
 from segaudit.audit.spec import AttackSpec, RunSpec
 from segaudit.metrics.worst_case import RULES
+from segaudit.paths import expand
 from segaudit.types import Cell, UserError
 
-VERSION = 1
+VERSION = 2
 """Raised by hand when the code computes something else for the same spec."""
 SHARD = 8
 """Images in a shard: fixed, so that the number of workers changes no result. A lone last image joins the shard before
@@ -25,7 +26,7 @@ it, where a target finds it a neighbour."""
 
 
 Try = tuple[str, float | None]
-"""An attack's label and a budget."""
+"""An attack's digest and a budget."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Job:
     keep: keep all of its images, not only the shown ones. members, rule: the keys of the cells that a worst case
     chooses from, image by image, and what makes one worse (`metrics.worst_case.RULES`); it has a single part.
     fit: the images that its attack is fitted on first. outside: what the attack has changed is not scored.
-    together: the models whose ensemble its images are made on, in place of the model's own.
+    together: the models whose ensemble its images are made on, in place of the model's own. lender: the model that
+    the images of its source were made on.
     """
 
     key: str
@@ -53,6 +55,7 @@ class Job:
     fit: Part | None = None
     outside: bool = False
     together: tuple[ModelSpec, ...] = ()
+    lender: ModelSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def plan(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Plan:
     for job in _jobs(spec, ids, contents):
         same = jobs.setdefault(job.key, job)
         if same is not job:
-            raise UserError(f"models {same.cell.model!r} and {job.cell.model!r} are the same; leave one of them out")
+            what = "models" if same.cell.model != job.cell.model else "attacks"
+            one, other = (getattr(own.cell, what[:-1]) for own in (same, job))
+            raise UserError(f"{what} {one!r} and {other!r} are the same; leave one of them out")
     return Plan(tuple(jobs.values()), shards, shown)
 
 
@@ -153,6 +158,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             fit=fit,
             outside=attack is not None and getattr(registry.load("attack", attack.name), "outside", False),
             together=together,
+            lender=source.model if source else None,
         )
 
     def worst(made: Mapping[Try, Job]) -> Iterator[Job]:
@@ -160,7 +166,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         for attack in spec.attacks:
             parts = members(attack)
             for eps in _radii(attack, spec.eps) if parts else ():
-                own = [made[part.label(), eps] for part in parts if (part.label(), eps) in made]
+                own = [made[_ident(part), eps] for part in parts if (_ident(part), eps) in made]
                 for rule in RULES if own else ():
                     content = {"version": VERSION, "members": [job.key for job in own], "rule": rule}
                     yield replace(
@@ -174,12 +180,14 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
                     )
 
     bare: list[dict[Try, Job]] = []
-    attacks = {part.label(): part for attack in spec.attacks for part in members(attack) or [attack]}
+    attacks: dict[str, AttackSpec] = {}
+    for part in (part for attack in spec.attacks for part in members(attack) or [attack]):
+        attacks.setdefault(_ident(part), part)
     tries = [(attack, eps) for attack in attacks.values() for eps in _radii(attack, spec.eps)]
     blind = [(attack, eps) for attack, eps in tries if registry.gradient_free(attack.name)]
     for model in spec.models:
         direct = blind if model.title() in contents.opaque else tries
-        bare.append({(attack.label(), eps): job(model, none, "white-box", attack, eps, None) for attack, eps in direct})
+        bare.append({(_ident(attack), eps): job(model, none, "white-box", attack, eps, None) for attack, eps in direct})
         if none in spec.defenses or (borrow and defended):
             yield job(model, none, "none", None, 0.0, None)
             yield from bare[-1].values()
@@ -188,7 +196,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             yield job(model, defense, "none", None, 0.0, None)
             threats: dict[str, dict[Try, Job]] = {"oblivious": {}, "adaptive": {}}
             for attack, eps in direct:
-                own = attack.label(), eps
+                own = _ident(attack), eps
                 if borrow:
                     threats["oblivious"][own] = job(model, defense, "oblivious", attack, eps, bare[-1][own])
                     yield threats["oblivious"][own]
@@ -201,8 +209,8 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         for source, lent in zip(spec.models, bare, strict=True):
             for model in spec.models:
                 for attack, eps in tries if model != source else ():
-                    if (attack.label(), eps) in lent:
-                        yield job(model, none, f"transfer:{source.title()}", attack, eps, lent[attack.label(), eps])
+                    if (_ident(attack), eps) in lent:
+                        yield job(model, none, f"transfer:{source.title()}", attack, eps, lent[_ident(attack), eps])
     if spec.transfer.ensemble:
         for model in spec.models:
             others = tuple(m for m in spec.models if m != model and m.title() not in contents.opaque)
@@ -229,6 +237,11 @@ def members(attack: AttackSpec) -> list[AttackSpec]:
     )
 
 
+def _ident(attack: AttackSpec) -> str:
+    """The same for attacks that do the same, in whatever order their arguments are written."""
+    return _digest(attack.model_dump(mode="json"))
+
+
 def _radii(attack: AttackSpec, eps: Sequence[float]) -> Sequence[float | None]:
     """The budgets an attack is run at: one run without, for an attack that finds its own norm."""
     return eps if registry.accepts("attack", attack.name, "eps") else [None]
@@ -248,9 +261,12 @@ def _data(part: Part) -> dict[str, Any]:
 
 
 def _model(model: ModelSpec) -> dict[str, Any]:
-    """A model without its label and where its weights lie, with the code of a user's own file."""
+    """A model without its label and where its weights lie, with the code of a user's own file and the content of the
+    files that its arguments name."""
     code = [registry.source_file(name) for name in (model.source, model.name)]
     digests = [_code_digest(path) for path in code if path is not None]
+    named = [expand(value) for value in model.args.values() if isinstance(value, str) and value]
+    digests += [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
     return model.model_dump(mode="json", exclude={"label", "weights"}) | {"files": digests}
 
 

@@ -75,6 +75,8 @@ def work(task: Task) -> None:
     model = _model(job.model.model_dump_json(), job.defense.model_dump_json(), data.class_names)
     others = tuple(other.model_dump_json() for other in job.together)
     maker = _together(others, data.class_names) if others else model
+    if job.lender is not None and job.target is not None:  # the masks that its images were led to
+        maker = _model(job.lender.model_dump_json(), Part(name="none").model_dump_json(), data.class_names)
     if task.fitting:
         _fit(task, maker)
         return

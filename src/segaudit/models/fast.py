@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from segaudit.types import Segmenter
+from segaudit.models.opaque import has_gradient
+from segaudit.types import Segmenter, UserError
 
 TOLERANCE = 1e-3
 """How far folding may move the logits, relative to the largest of them, before it is undone."""
@@ -26,7 +27,8 @@ class Fast(Segmenter):
     def __init__(self, model: Segmenter, precision: str, probe: Tensor) -> None:
         super().__init__()
         self.class_names = model.class_names
-        self.model = folded(model, probe).to(memory_format=torch.channels_last)
+        made = folded(model, probe) if has_gradient(model) else model  # a function would be asked in vain
+        self.model = made.to(memory_format=torch.channels_last)
         self.bf16 = precision == "bf16"
         self.eval().requires_grad_(False)
 
@@ -34,6 +36,11 @@ class Fast(Segmenter):
         """Logits N x K x H x W of images in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and images.dtype == torch.float32):
             logits: Tensor = self.model(images)
+        if torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad:
+            raise UserError(
+                "the model's logits have no gradient (does it run under torch.no_grad, or detach?): attack it with "
+                "square, or transfer images from another model"
+            )
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 

@@ -72,6 +72,10 @@ class Wrapped(Segmenter):
     luma: Tensor
     picked: Tensor | None
 
+    def extra_repr(self) -> str:
+        """What stands between images and logits, beside the network and the buffers."""
+        return f"scale={self.scale}, order={self.order}, stride={self.stride}, groups={self.groups}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits N x K x H x W (N x K x 1 x 1 of a classifier) of images in [0, 1]."""
         size = images.shape[2:]
