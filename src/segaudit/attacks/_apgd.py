@@ -161,15 +161,15 @@ class State(Rows):
             higher = loss > self.best_loss
             _copy(higher, self.images, self.best)
             _copy(higher, self.gradient, self.best_gradient)
-            _copy(higher, loss, self.best_loss)
+            self.best_loss = torch.where(higher, loss, self.best_loss)
 
     def _keep(self, left: Tensor, loss: Tensor) -> None:
         """Fewest pixels left, then the higher loss; what has none left is final."""
         tie = (left == self.kept_left) & (left > 0) & (loss > self.kept_loss)
         better = (left < self.kept_left) | tie
         _copy(better, self.images, self.kept)
-        _copy(better, left.to(loss), self.kept_left)
-        _copy(better, loss, self.kept_loss)
+        self.kept_left = torch.where(better, left.to(loss), self.kept_left)
+        self.kept_loss = torch.where(better, loss, self.kept_loss)
 
     def check(self, window: int) -> None:
         """Halve the step of the images that got on badly in this window, and take them back to their best point."""
@@ -179,7 +179,7 @@ class State(Rows):
         self.step = torch.where(back, self.step / 2, self.step)
         _copy(self.halved, self.best, self.images)
         self.gradient = torch.where(back, self.best_gradient, self.gradient)
-        self.checked_loss = self.best_loss.clone()
+        self.checked_loss = self.best_loss
         self.rises.zero_()
 
     def move(self, ball: Ball, *, first: bool) -> None:
@@ -243,5 +243,9 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 
 def _copy(rows: Tensor, source: Tensor, target: Tensor) -> None:
-    """target[rows] = source[rows] in place, without a copy to the host to ask which."""
-    torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target, out=target)
+    """target[rows] = source[rows]; which rows they are is only asked where the answer need not leave a device."""
+    if target.is_cpu:
+        for row in rows.nonzero().flatten().tolist():
+            target[row] = source[row]
+    else:
+        torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target, out=target)

@@ -39,8 +39,8 @@ class Seen:
         return ~hit & (self.labels != VOID) if self.targeted else hit
 
     @property
-    def powers(self) -> Tensor:
-        """exp(logits - the pixel's largest), N x K x H x W; the gradient of `ce` overwrites them."""
+    def p(self) -> Tensor:
+        """The softmax, N x K x H x W, without a gradient; when that of `ce` is taken it is overwritten."""
         return self._softmax[2]
 
     @cached_property
@@ -86,7 +86,7 @@ def js(seen: Seen) -> Tensor:
     """Jensen-Shannon divergence of softmax and label, in [0, log 2]; it depends on p = p_label alone:
     (2 log 2 + p log p - (1 + p) log(1 + p)) / 2. Source: Croce et al. 2024 (SEA), eq. 5."""
     p = (-seen.ce).exp()
-    loss = (2 * math.log(2) - p * seen.ce - (1 + p) * p.log1p()) / 2
+    loss = math.log(2) - torch.addcmul(p * seen.ce, 1 + p, (1 + p).log()) / 2
     return seen.toward(loss * (seen.labels != VOID))
 
 
@@ -147,29 +147,27 @@ def pixel_loss(name: str, class_pixels: Tensor | Sequence[float] | None = None) 
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """(cross-entropy, right pixels, powers) in the time that torch takes for the cross-entropy alone."""
+    """(cross-entropy, right pixels, softmax) in the time that torch takes for the cross-entropy alone."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         known, valid = _known(labels)[:, None], (labels != VOID)[:, None]
-        top = logits.amax(1, keepdim=True)
-        powers = (logits - top).exp_()
-        total = powers.sum(1, keepdim=True)
-        own = logits.gather(1, known)
-        loss = torch.where(valid, total.log() + (top - own), 0).squeeze(1)
-        right = ((own >= top) & valid).squeeze(1)
-        ctx.save_for_backward(powers, total, known, valid)
-        ctx.mark_non_differentiable(right, powers)
-        ctx.set_materialize_grads(False)  # or zeros of the size of the logits would be made for powers
-        return loss, right, powers
+        log_p = logits.log_softmax(1)
+        own = log_p.gather(1, known)
+        right = (own >= log_p.amax(1, keepdim=True)) & valid
+        p = log_p.exp_()
+        ctx.save_for_backward(p, known, valid)
+        ctx.mark_non_differentiable(right, p)
+        ctx.set_materialize_grads(False)  # or zeros of the size of the logits would be made for p
+        return torch.where(valid, -own, 0).squeeze(1), right.squeeze(1), p
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
-        powers, total, known, valid = ctx.saved_tensors
+        p, known, valid = ctx.saved_tensors
         weight = gradient[:, None] * valid
         # softmax - one-hot, in place: torch refuses a second call, and new memory would take longer than the sums
-        return powers.mul_(weight / total).scatter_add_(1, known, -weight), None
+        return p.mul_(weight).scatter_add_(1, known, -weight), None
 
 
 def _known(labels: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from segaudit.attacks._iterate import iterate, random_start, whole
@@ -48,9 +47,9 @@ def cospgd(
 def cosine(seen: Seen, squash: str) -> Tensor:
     """The cosine of squashed logits with the one-hot label, N x H x W in [0, 1]; of class 0 at void.
 
-    That is the label's own entry over the length, p_y / ||p||, in which the sum of a softmax cancels.
+    That is the label's own entry over the length, p_y / ||p||.
     """
-    p = seen.powers if squash == "softmax" else seen.logits.detach().sigmoid()
+    p = seen.p if squash == "softmax" else seen.logits.detach().sigmoid()
     own = p.gather(1, seen.labels.where(seen.labels != VOID, 0)[:, None]).squeeze(1)
-    length: Tensor = torch.linalg.vector_norm(p, dim=1)
+    length = p.square().sum(1).sqrt()  # vector_norm takes 20 times as long
     return own / length.clamp_min(1e-12)
