@@ -151,6 +151,15 @@ def test_right_is_the_largest_logit_and_a_tie_counts_for_the_label() -> None:
     assert not _losses.right(level * torch.nan, zero).any()
 
 
+def test_a_gradient_is_given_once_and_never_a_wrong_one() -> None:
+    """The softmax is overwritten by the first one."""
+    logits, labels = case(SHAPES["map"])
+    loss = pixel_loss("ce")(logits.requires_grad_(), labels, False).sum()
+    torch.autograd.grad(loss, logits, retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        torch.autograd.grad(loss, logits)
+
+
 def test_a_wrong_name_is_said_in_one_line() -> None:
     with pytest.raises(
         UserError, match=r"^loss must be one of ce, .*, margin, not 'masked_cd' \(did you mean 'masked_ce'"

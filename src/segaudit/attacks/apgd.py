@@ -35,7 +35,7 @@ def apgd(
     2 eps, 30 % in one of 1.5 eps, the rest in that of eps, each from the best image of the one before, projected.
     start: begin at a random point of the first ball. class_pixels: K, the pixels of each class in the data, for the
     balanced loss; without it each image's own count. With `targeted` the most pixels on target are kept.
-    Source: Croce and Hein 2020 (APGD); losses and radius reduction Croce et al. 2024 (SEA), section 3.
+    Source: Croce and Hein 2020 (APGD); losses and radius reduction Croce et al. 2024 (SEA).
     """
     goal = make_goal(model, images, labels, loss=loss, targeted=targeted, class_pixels=class_pixels)
     return search(

@@ -28,7 +28,7 @@ def cospgd(
     The weight is the cosine of squashed logits and one-hot label (targeted: 1 - cosine), without a gradient of its
     own. squash: `softmax`, or `sigmoid` as the SEA paper ran it. step_size: 2.5 eps / steps unless given.
     start: begin at a random point of the ball.
-    Source: Agnihotri et al. 2024 (CosPGD), eq. 5 and 6.
+    Source: Agnihotri et al. 2024 (CosPGD).
     """
     whole(steps=steps)
     if squash not in ("softmax", "sigmoid"):

@@ -53,7 +53,7 @@ def sea(
 
     steps: of each of the three runs, which use radius reduction and start at the same point. An image keeps the run
     with the fewest pixels right; one that has none right takes no further run. class_pixels: see `apgd`.
-    Source: Croce et al. 2024 (SEA), section 3.
+    Source: Croce et al. 2024 (SEA).
     """
 
     def run(rows: Tensor, loss: str) -> Found:

@@ -26,7 +26,7 @@ def segpgd(
 
     Step t = 1..T weighs them 1 - lambda and the others lambda, with lambda = (t - 1) / 2T. step_size: 2.5 eps / steps
     unless given. start: begin at a random point of the ball.
-    Source: Gu et al. 2022 (SegPGD), algorithm 1.
+    Source: Gu et al. 2022 (SegPGD).
     """
     whole(steps=steps)
 
