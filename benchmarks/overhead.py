@@ -16,7 +16,7 @@ from _nets import images, nets
 
 from segaudit.attacks.pgd import pgd
 from segaudit.models.fast import Fast
-from segaudit.nn.precision import flush_denormals, resolve
+from segaudit.nn.precision import prepare_process, resolve
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID
 
@@ -24,7 +24,7 @@ STEPS, PAIRS, EPS = 20, 15, 8 / 255
 
 
 def main() -> None:
-    flush_denormals()
+    prepare_process()
     batch = images(2)
     pixels = batch.images.contiguous(memory_format=torch.channels_last)
     precision = resolve("auto")

@@ -31,7 +31,7 @@ from torch import Tensor
 from segaudit.metrics import confusion
 from segaudit.metrics.worst_case import by_miou
 from segaudit.models.fast import Fast
-from segaudit.nn.precision import flush_denormals, resolve
+from segaudit.nn.precision import prepare_process, resolve
 from segaudit.registry import load
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, Batch, Counts, Segmenter
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--net", default="unet-regnetx002")
     parser.add_argument("--eps", type=float, default=2, help="in 255ths")
     given = parser.parse_args()
+    prepare_process()
     net, data = nets()[given.net], images(given.images)
     print(f"{given.net}, {given.images} CamVid val images at 192 x 256, {torch.get_num_threads()} threads")
     print("| race | steps | ours | theirs | unit | time ours/theirs |\n|---|---|---|---|---|---|")
@@ -78,12 +79,12 @@ def _run(race: Race, net: Segmenter, data: Batch) -> None:
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
         for side in ("ours", "theirs") if start // BATCH % 2 else ("theirs", "ours"):
-            flush_denormals() if side == "ours" else torch.set_flush_denormal(False)  # as their user has it
+            torch.set_flush_denormal(side == "ours")  # theirs as their user has it
             began = time.perf_counter()
             found = race.ours(view, part) if side == "ours" else race.theirs(net, part)
             spent[side] += time.perf_counter() - began
             made[side].append(found.detach())
-    flush_denormals()
+    torch.set_flush_denormal(True)
     scores = [_score(net, data, torch.cat(made[side], -4), race.minimal) for side in ("ours", "theirs")]
     unit = "median Linf in 255ths, share won" if race.minimal else "mIoU"
     ratio = spent["ours"] / spent["theirs"]

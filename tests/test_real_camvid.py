@@ -12,7 +12,7 @@ from segaudit.audit.spec import RunSpec
 from segaudit.metrics import confusion
 from segaudit.models import weights
 from segaudit.models.fast import Fast
-from segaudit.nn.precision import flush_denormals, resolve
+from segaudit.nn.precision import prepare_process, resolve
 from segaudit.registry import load
 from segaudit.rng import ImageStreams
 from segaudit.training.loop import evaluate
@@ -26,7 +26,7 @@ LABELS = ["unet-regnetx002", "deeplabv3plus-resnet18", "fpn-regnetx002"]
 @pytest.fixture(scope="module", params=LABELS)
 def net(request, monkeypatch_module):
     """(label, model, data) of one net of the experiment."""
-    flush_denormals()
+    prepare_process()
     spec = parts.read(RunSpec, SPEC)
     data = build.dataset(spec.data.model_copy(update={"args": {**spec.data.args, "limit": None}}))
     (chosen,) = [model for model in spec.models if model.title() == request.param]

@@ -19,7 +19,7 @@ from segaudit.data.base import Dataset, Files, read_image, read_mask
 from segaudit.metrics import confusion
 from segaudit.metrics.perturbation import norms, to_8bit
 from segaudit.models.fast import Fast
-from segaudit.nn.precision import default_device, flush_denormals, resolve
+from segaudit.nn.precision import default_device, prepare_process, resolve
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, UserError
 
@@ -31,7 +31,7 @@ def attack_one(
 
     Without a mask the truth is the model's own clean prediction. The adversarial PNG is scored as it was saved.
     """
-    flush_denormals()
+    prepare_process()
     spec = parts.read(RunSpec, spec_path)
     chosen = [m for m in spec.models if model in (None, m.title())]
     if not chosen:

@@ -19,7 +19,7 @@ from segaudit.data.base import Dataset
 from segaudit.metrics import confusion
 from segaudit.metrics.perturbation import norms
 from segaudit.metrics.similarity import ssim
-from segaudit.nn.precision import default_device, exact_on_cuda, flush_denormals
+from segaudit.nn.precision import default_device, exact_on_cuda, prepare_process
 from segaudit.types import Counts, Segmenter, UserError
 
 Picture = NDArray[np.uint8]
@@ -160,7 +160,7 @@ def scale_spec(
     spec: RunSpec, library: str, method: str | None, factor: float | None, eps: str, tell: Tell
 ) -> list[Scaled]:
     """`scale_attack` with the data and models of a run, on one method of a library or on all that it has."""
-    flush_denormals()
+    prepare_process()
     exact_on_cuda()
     try:
         near = parts.real(eps)

@@ -23,7 +23,7 @@ from segaudit.metrics import records
 from segaudit.models.ensemble import Ensemble
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import count_passes
-from segaudit.nn.precision import clock, default_device, exact_on_cuda, flush_denormals, resolve
+from segaudit.nn.precision import clock, default_device, exact_on_cuda, prepare_process, resolve
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, Batch, Picture, Records, Segmenter, UserError
 
@@ -68,7 +68,7 @@ class Made:
 
 def work(task: Task) -> None:
     """Compute a task and write its part; the images first, so that finished records always have theirs."""
-    flush_denormals()
+    prepare_process()
     exact_on_cuda()
     job, store, device = task.job, Store(task.store), default_device()
     data = _dataset(task.data.model_dump_json())

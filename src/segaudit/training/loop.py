@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from segaudit.metrics import confusion
-from segaudit.nn.precision import default_device, flush_denormals, resolve
+from segaudit.nn.precision import default_device, prepare_process, resolve
 from segaudit.registry import suggest
 from segaudit.rng import ImageStreams
 from segaudit.training.augment import augment
@@ -89,7 +89,7 @@ def fit(
         from accelerate import Accelerator
     except ImportError as error:
         raise UserError("training needs accelerate: pip install 'segaudit[train]'") from error
-    flush_denormals()
+    prepare_process()
     on_cpu = default_device().type == "cpu"
     precision = resolve(schedule.precision, default_device())
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # it would cast the model's forward for good
