@@ -1,58 +1,84 @@
-"""What PGD-20 costs beyond its gradients: its time over 20 x (forward + backward to the input) of the same net.
+"""What a step of an attack costs beyond its passes through the net: its time over that of the bare passes.
 
+    python benchmarks/overhead.py [ROW ...] [--pairs 15] [--net LABEL] [--precision bf16]
+
+The bare loop makes the passes that hooks saw the attack make: (forward + backward of the summed cross-entropy to the
+input) for each that came back, forward alone for the rest (AutoPGD looks once more at the end of each of its balls).
 Pairs are taken in turn in one run, each with the other one first, so that a drifting machine cancels out; the median of
-the pairs is what counts on a machine where one pair may be off by half. Needs $SEGAUDIT_DATA.
+the pairs is what counts on a machine where one pair may be off by half.
+Needs $SEGAUDIT_DATA.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _nets import images, nets
 
-from segaudit.attacks.pgd import pgd
 from segaudit.models.fast import Fast
+from segaudit.nn.passes import count_passes
 from segaudit.nn.precision import prepare_process, resolve
+from segaudit.registry import load
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID
 
-STEPS, PAIRS, EPS = 20, 15, 8 / 255
+STEPS, BATCH, EPS = 20, 8, 8 / 255
+LOSSES = ("ce", "masked_ce", "balanced_masked_ce", "js")
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {"eps": EPS}) for name in ("pgd", "segpgd", "cospgd")},
+    **{f"apgd-{loss}": ("apgd", {"eps": EPS, "loss": loss, "radius_reduction": True}) for loss in LOSSES},
+    "alma_prox": ("alma_prox", {}),
+}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=list(ROWS), help=", ".join(ROWS))
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--net", default="unet-regnetx002")
+    parser.add_argument("--precision", default=resolve("auto"))
+    given = parser.parse_args()
     prepare_process()
-    batch = images(2)
+    batch = images(BATCH)
     pixels = batch.images.contiguous(memory_format=torch.channels_last)
-    precision = resolve("auto")
+    view = Fast(nets()[given.net], given.precision, pixels[:1])
     threads = torch.get_num_threads()
-    print(f"PGD-{STEPS} over {STEPS} x (forward + input gradient), batch 2 at 192 x 256, {threads} threads")
-    print("| net | precision | pairs | lower quartile | median | upper quartile |\n|---|---|---|---|---|---|")
-    for label, net in list(nets().items())[:2]:
-        for kind in dict.fromkeys((precision, "fp32")):
-            view = Fast(net, kind, pixels[:1])
+    print(f"{given.net} in {given.precision}: {STEPS} steps, batch {BATCH} at 192 x 256, {threads} threads")
+    print("| attack | passes | pairs | lower quartile | median | upper quartile |\n|---|---|---|---|---|---|")
+    for label in given.rows:
+        name, own = ROWS[label]
 
-            def bare(view: Fast = view) -> None:
-                for _ in range(STEPS):
-                    x = pixels.detach().requires_grad_()
-                    loss = F.cross_entropy(view(x), batch.labels, ignore_index=VOID, reduction="sum")
-                    torch.autograd.grad(loss, x)
+        def attack(name: str = name, own: dict[str, Any] = own) -> None:
+            load("attack", name)(view, pixels, batch.labels, rng=ImageStreams(0, batch.ids), steps=STEPS, **own)
 
-            def attack(view: Fast = view) -> None:
-                pgd(view, pixels, batch.labels, rng=ImageStreams(0, batch.ids), eps=EPS, steps=STEPS)
+        with count_passes(view) as passes:
+            attack()
 
-            bare(), attack()
-            ratios = []
-            for pair in range(PAIRS):
-                first, second = (attack, bare) if pair % 2 else (bare, attack)
-                times = {first: _time(first), second: _time(second)}
-                ratios.append(times[attack] / times[bare])
-            quartiles = statistics.quantiles(ratios, n=4)
-            shown = " | ".join(f"{r:.3f}" for r in quartiles)
-            print(f"| {label} | {kind} | {PAIRS} | {shown} |", flush=True)
+        gradients, looks = passes.backwards // BATCH, (passes.forwards - passes.backwards) // BATCH
+
+        def bare(gradients: int = gradients, looks: int = looks) -> None:
+            for _ in range(gradients):
+                x = pixels.detach().requires_grad_()
+                loss = F.cross_entropy(view(x), batch.labels, ignore_index=VOID, reduction="sum")
+                torch.autograd.grad(loss, x)
+            with torch.no_grad():
+                for _ in range(looks):
+                    view(pixels)
+
+        bare()
+        ratios = []
+        for pair in range(given.pairs):
+            first, second = (attack, bare) if pair % 2 else (bare, attack)
+            times = {first: _time(first), second: _time(second)}
+            ratios.append(times[attack] / times[bare])
+        shown = " | ".join(f"{r:.3f}" for r in statistics.quantiles(ratios, n=4))
+        print(f"| {label} | {gradients} + {looks} | {given.pairs} | {shown} |", flush=True)
 
 
 def _time(work: Callable[[], None]) -> float:

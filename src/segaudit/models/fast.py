@@ -41,7 +41,8 @@ class Fast(Segmenter):
                 "the model's logits have no gradient (does it run under torch.no_grad, or detach?): attack it with "
                 "square, or transfer images from another model"
             )
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+        exact = torch.float32 if logits.dtype == torch.bfloat16 else logits.dtype
+        return logits.to(exact, memory_format=torch.contiguous_format)  # sums over classes are several times as fast
 
 
 def folded(model: Segmenter, probe: Tensor) -> Segmenter:
