@@ -454,7 +454,7 @@ class Sum(Segmenter):
 
 
 def test_a_gradient_that_is_one_number_is_followed() -> None:
-    images, labels = torch.rand(2, 3, 4, 4), torch.zeros(2, 1, 1, dtype=torch.int64)
+    images, labels = 0.25 + torch.rand(2, 3, 4, 4) / 2, torch.zeros(2, 1, 1, dtype=torch.int64)
     made = apgd(Sum(), images, labels, rng=ImageStreams(0, "ab"), eps=1e-3, steps=12, loss="ce")
     torch.testing.assert_close(made - images, torch.tensor([-1e-3, -1e-3, 1e-3]).view(1, 3, 1, 1).expand(2, 3, 4, 4))
 
