@@ -59,6 +59,11 @@ TABLES: dict[str, dict[str, str]] = {
         "camvid": "segaudit.data.camvid:camvid",
         "kvasir": "segaudit.data.kvasir:kvasir",
         "voc": "segaudit.data.voc:voc",
+        "cityscapes": "segaudit.data.cityscapes:cityscapes",
+        "coco": "segaudit.data.coco:coco",
+        "msd_liver": "segaudit.data.msd_liver:msd_liver",
+        "mnist": "segaudit.data.mnist:mnist",
+        "cifar10": "segaudit.data.cifar10:cifar10",
         "folder": "segaudit.data.folder:folder",
     },
     "model": {

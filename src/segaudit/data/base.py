@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ from segaudit.registry import suggest
 from segaudit.types import VOID, Batch, UserError
 
 __all__ = [
-    "IMAGE_SUFFIXES", "Dataset", "Files", "colours", "files_by_stem", "folder_of", "listed", "pair", "read_image",
-    "read_mask", "relabel",
+    "IMAGE_SUFFIXES", "Dataset", "Files", "colours", "files_by_stem", "folder_of", "held_out", "listed", "of_groups",
+    "pair", "read_image", "read_mask", "relabel",
 ]  # fmt: skip
 
 
@@ -52,6 +52,20 @@ class Dataset(ABC):
         """What to call the image in a message: its file, where it has one."""
         return image_id
 
+    def group(self, image_id: str) -> str:
+        """What the image is one of several of: its patient, city or video sequence; its own id where it stands alone.
+
+        Images of a group are alike, so a fair split keeps them on one side.
+        """
+        return image_id
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """group -> the ids of its images, both in the order of the ids."""
+        found: dict[str, list[str]] = {}
+        for name in self.ids:
+            found.setdefault(self.group(name), []).append(name)
+        return {group: tuple(names) for group, names in found.items()}
+
     def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
         """The image C x H x W float32 in [0, 1] and its labels H x W int64, checked and resized.
 
@@ -63,10 +77,10 @@ class Dataset(ABC):
                 f"{self.where(image_id)}: the mask is {_by(mask.shape)} but the image {_by(image.shape[:2])}; "
                 "they must be of the same size"
             )
-        wrong = np.setdiff1d(np.unique(mask), [*range(len(self.class_names)), VOID])
+        wrong = mask[(mask < 0) | (mask >= len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise UserError(
-                f"{self.where(image_id)}: the mask holds label {wrong[0]}, but there are {len(self.class_names)} "
+                f"{self.where(image_id)}: the mask holds label {wrong.min()}, but there are {len(self.class_names)} "
                 f"classes (0 to {len(self.class_names) - 1}) and {VOID} for void"
             )
         if self.size:
@@ -84,6 +98,18 @@ class Dataset(ABC):
         for name in self.ids:
             for tensor in self.sample(name):
                 made.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+        return made.hexdigest()
+
+    def digest_of(self, paths: Iterable[Path], *facts: object) -> str:
+        """Of the bytes of files, with what beside them says how they are read; for a `digest` that decodes nothing."""
+        made = hashlib.sha256(repr((self.class_names, *facts, self.size)).encode())
+        for path in paths:
+            made.update(path.name.encode())
+            try:
+                with path.open("rb") as file:
+                    made.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         return made.hexdigest()
 
     def batch(self, ids: Sequence[str]) -> Batch:
@@ -130,15 +156,7 @@ class Files(Dataset):
 
     def digest(self) -> str:
         """Of the files, which costs less than to decode them."""
-        made = hashlib.sha256(repr((self.class_names, self.labels, self.size)).encode())
-        for path in (path for name in self.ids for path in self.pairs[name]):
-            made.update(path.name.encode())
-            try:
-                with path.open("rb") as file:
-                    made.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        return made.hexdigest()
+        return self.digest_of((path for name in self.ids for path in self.pairs[name]), self.labels)
 
     def read(self, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The two files of an id."""
@@ -158,6 +176,26 @@ def colours(count: int) -> tuple[tuple[int, int, int], ...]:
         return sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
 
     return tuple((spread(number, 0), spread(number, 1), spread(number, 2)) for number in range(count))
+
+
+def held_out(name: str) -> bool:
+    """Whether an image or group of this name is on the `val` side of a set without an official split: about 1 in 8."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 8 == 0
+
+
+def of_groups(ids: Iterable[str], group: Callable[[str], str], wanted: Sequence[str] | None, what: str) -> list[str]:
+    """The ids whose group is among the wanted ones (None: all). Raises UserError for a group that has no image."""
+    ids = list(ids)
+    if wanted is None:
+        return ids
+    if not isinstance(wanted, (list, tuple)) or not all(isinstance(name, str) for name in wanted):
+        raise UserError(f"data: {what} must be a list of names, not {wanted!r}")
+    known = dict.fromkeys(group(name) for name in ids)
+    for name in wanted:
+        if name not in known:
+            some = ", ".join(list(known)[:20])
+            raise UserError(f"data: {what} has {name!r}, which no image is of{suggest(name, known)}; there are: {some}")
+    return [name for name in ids if group(name) in wanted]
 
 
 def _choose(ids: tuple[str, ...], limit: int | None, only: Sequence[str] | None) -> tuple[str, ...]:

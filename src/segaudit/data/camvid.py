@@ -17,13 +17,21 @@ PALETTE = (
 TREE = "train/NAME.png (or .jpg), trainannot/NAME.png, val/, valannot/, test/, testannot/"
 
 
+class Drives(Files):
+    """Frames of videos: `SEQUENCE_FRAME`, such as `0016E5_08159`."""
+
+    def group(self, image_id: str) -> str:
+        """The video that a frame is of; neighbours in it are almost the same picture."""
+        return image_id.rpartition("_")[0] or image_id
+
+
 def camvid(
     root: str,
     split: str = "val",
     size: Sequence[int] | None = None,
     limit: int | None = None,
     only: Sequence[str] | None = None,
-) -> Files:
+) -> Drives:
     """CamVid, road scenes from a car, 11 classes (`SPLIT/NAME.png` or `.jpg`, `SPLITannot/NAME.png`).
 
     Mask values 11 and 255 are void.
@@ -33,6 +41,6 @@ def camvid(
     masks = folder_of(root, f"{split}annot", expected=TREE)
     pairs = pair(files_by_stem(images), files_by_stem(masks), images)
     labels = {**{i: i for i in range(len(CLASS_NAMES))}, len(CLASS_NAMES): VOID, VOID: VOID}
-    files = Files(pairs, labels=labels, size=size, limit=limit, only=only)
+    files = Drives(pairs, labels=labels, size=size, limit=limit, only=only)
     files.class_names, files.palette = CLASS_NAMES, PALETTE
     return files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +104,14 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path], where: Path) -> 
     return {name: (path, masks[name]) for name, path in images.items()}
 
 
-def listed(images: Mapping[str, Path], path: Path) -> dict[str, Path]:
-    """The images that a text file lists, an id (or file name) a line, in its order. An id without one is refused."""
+def listed(images: Mapping[str, Path], path: Path, name_of: Callable[[str], str] = str.strip) -> dict[str, Path]:
+    """The images that a text file lists, an id (or file name) a line, in its order. An id without one is refused.
+
+    name_of: where in a line the id or file name stands.
+    """
     chosen: dict[str, Path] = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
-        name = line.strip()
+        name = name_of(line)
         suffix = Path(name).suffix
         if suffix.lower() in IMAGE_SUFFIXES:
             name = name.removesuffix(suffix)
@@ -117,6 +120,17 @@ def listed(images: Mapping[str, Path], path: Path) -> dict[str, Path]:
         if name:
             chosen[name] = images[name]
     return chosen
+
+
+def stamp(path: Path) -> int:
+    """When a file was last written, in nanoseconds: what a memory of its content is kept under.
+
+    Raises UserError for a file that is not there.
+    """
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def open_picture(path: Path) -> Image.Image:

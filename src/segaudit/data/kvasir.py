@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segaudit.data.base import Files, files_by_stem, folder_of, pair
+from segaudit.data.base import Files, files_by_stem, folder_of, held_out, pair
 from segaudit.data.files import open_picture
 from segaudit.registry import suggest
 from segaudit.types import UserError
@@ -54,8 +53,3 @@ def kvasir(
     polyps = Polyps(chosen, size=size, limit=limit, only=only)
     polyps.class_names, polyps.palette = CLASS_NAMES, PALETTE
     return polyps
-
-
-def held_out(name: str) -> bool:
-    """Whether an image of this id is on the `val` side."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 8 == 0
