@@ -58,7 +58,11 @@ def test_the_pictures_show_what_happened(spec: Path, mask: str | None, size: lis
     lines = attacked(save_spec(spec, content(folder, data=data)), mask=mask)
     assert accuracy(lines, "before") > accuracy(lines, "after") + 0.2
     assert (accuracy(lines, "before") == 1) == (mask is None)
-    assert sorted(path.name for path in (folder / "made").iterdir()) == NAMES
+    assert sorted(path.name for path in (folder / "made").iterdir()) == sorted([*NAMES, "curve.csv"])
+    curve = np.genfromtxt(folder / "made" / "curve.csv", delimiter=",", names=True)
+    assert curve["pass"].tolist() == list(range(20))
+    assert curve["cross_entropy"][-1] > curve["cross_entropy"][0]
+    assert curve["accuracy"][-1] == pytest.approx(accuracy(lines, "after"), abs=0.05)
     clean = Image.open(folder / "images" / "p01.png")
     clean = clean.resize((24, 24), Image.Resampling.BILINEAR) if size else clean
     made = {name: np.asarray(Image.open(folder / "made" / name)).astype(int) for name in NAMES}

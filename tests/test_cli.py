@@ -268,12 +268,12 @@ def test_a_fault_of_ours_is_one_line_and_status_1(
     assert "--debug" in err
 
 
-def test_attack_writes_four_pictures(call: Callable[..., Outcome], spec: Path, tmp_path: Path) -> None:
+def test_attack_writes_four_pictures_and_a_curve(call: Callable[..., Outcome], spec: Path, tmp_path: Path) -> None:
     code, out, err = call("attack", "images/p01.png", "--spec", str(spec), "--eps", "16/255")
     assert (code, err) == (0, "")
-    names = ["adversarial.png", "after.png", "before.png", "perturbation.png"]
+    names = ["adversarial.png", "after.png", "before.png", "curve.csv", "perturbation.png"]
     assert sorted(path.name for path in (tmp_path / "attack").iterdir()) == names
-    assert sorted(out.splitlines()[-4:]) == [f"attack/{name}" for name in names]
+    assert sorted(out.splitlines()[-5:]) == [f"attack/{name}" for name in names]
     refused(call("attack", "images/p01.png", "--spec", str(spec), "--eps", "8"), "did you mean unit: 1/255?")
     refused(call("attack", "images/p99.png", "--spec", str(spec)), "images/p99.png: there is no such file")
 

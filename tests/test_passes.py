@@ -11,8 +11,8 @@ from nets import KINDS, problem
 from segaudit import registry
 from segaudit.models.fast import Fast
 from segaudit.nn import precision
-from segaudit.nn.passes import count_passes
-from segaudit.types import UserError
+from segaudit.nn.passes import count_passes, watch
+from segaudit.types import VOID, UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,3 +82,33 @@ def test_bf16_on_the_cpu_is_asked_of_the_processor(monkeypatch: pytest.MonkeyPat
     for probe in probes:
         monkeypatch.delattr(torch.cpu, probe)
     assert precision.bf16_is_fast("cpu") is False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_curve_of_an_attack_is_that_of_its_iterates(kind: str) -> None:
+    p = problem(kind)
+    made = [p.images]
+    for steps in (1, 2, 3):
+        with watch(p.model, p.labels) as curve:
+            own = {"eps": 0.1, "step_size": 0.03, "steps": steps, "start": False}
+            made.append(registry.load("attack", "pgd")(p.model, p.images, p.labels, rng=p.streams(), **own))
+    assert len(curve) == 3
+    for images, (loss, share) in zip(made, curve, strict=False):
+        logits = p.model(images)
+        valid = p.labels != VOID
+        expected = -logits.log_softmax(1).permute(0, 2, 3, 1)[valid].gather(1, p.labels[valid][:, None]).mean()
+        assert loss == pytest.approx(float(expected))
+        assert share == float((logits.argmax(1) == p.labels)[valid].double().mean())
+    before = len(curve)
+    p.model(p.images)
+    assert len(curve) == before
+
+
+def test_a_pass_of_other_images_or_of_none_valid_is_no_part_of_the_curve() -> None:
+    p = problem("segmentation")
+    with watch(p.model, p.labels) as curve:
+        p.model(p.images[:1])
+    assert curve == []
+    with watch(p.model, torch.full_like(p.labels, VOID)) as curve:
+        p.model(p.images)
+    assert curve == []

@@ -19,6 +19,7 @@ from segaudit.data.base import Dataset, Files, read_image, read_mask
 from segaudit.metrics import confusion
 from segaudit.metrics.perturbation import norms, to_8bit
 from segaudit.models.fast import Fast
+from segaudit.nn.passes import watch
 from segaudit.nn.precision import default_device, prepare_process, resolve
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, UserError
@@ -27,7 +28,8 @@ from segaudit.types import VOID, UserError
 def attack_one(
     image: Path, spec_path: Path, name: str, eps: str, model: str | None, mask: Path | None, out: Path
 ) -> Iterator[str]:
-    """Attack one picture with a model of a spec; writes PNGs to `out` and yields what happened, a line at a time.
+    """Attack one picture with a model of a spec; writes PNGs and the curve of its loss to `out`, and yields what
+    happened, a line at a time.
 
     Without a mask the truth is the model's own clean prediction. The adversarial PNG is scored as it was saved.
     """
@@ -48,9 +50,10 @@ def attack_one(
     labels = before if mask is None else _labels(mask, data, before)
     view = Fast(net, resolve(spec.precision, device), pixels)
     own = {"eps": budget} if registry.accepts("attack", name, "eps") else {}
-    made = registry.load("attack", name)(
-        view, pixels, labels, rng=ImageStreams(spec.seed, (image.name,), name), **own
-    ).detach()
+    with watch(view, labels) as curve:
+        made = registry.load("attack", name)(
+            view, pixels, labels, rng=ImageStreams(spec.seed, (image.name,), name), **own
+        ).detach()
     saved = to_8bit(made)
     with torch.no_grad():
         after = net(saved).argmax(1)
@@ -73,6 +76,9 @@ def attack_one(
         array = (picture.cpu().permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(array).save(out / title)
         yield str(out / title)
+    lines = [f"{number},{loss:.6g},{share:.6f}" for number, (loss, share) in enumerate(curve)]
+    (out / "curve.csv").write_text("\n".join(["pass,cross_entropy,accuracy", *lines, ""]))
+    yield str(out / "curve.csv")
 
 
 def _checked(spec: RunSpec, name: str, eps: str) -> float:

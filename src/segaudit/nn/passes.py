@@ -1,4 +1,4 @@
-"""Honest counting: forward and backward passes, seen by hooks and not told by the attack."""
+"""What an attack does with a network, seen by hooks and not told by the attack: passes, and how it gets on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segaudit.types import VOID
 
 
 @dataclass
@@ -34,5 +38,28 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
     handle = model.register_forward_hook(seen)
     try:
         yield passes
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watch(model: nn.Module, labels: Tensor) -> Iterator[list[tuple[float, float]]]:
+    """The curve of an attack: the mean cross-entropy and the share of pixels on the labels, at each forward pass.
+
+    labels: N x H x W, the truth or the masks to reach; a pass of another number of images is left out, void pixels too.
+    """
+    curve: list[tuple[float, float]] = []
+    valid = labels != VOID
+
+    def seen(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        logits = output.detach()
+        if len(logits) == len(labels) and valid.any():
+            loss = F.cross_entropy(logits, labels, ignore_index=VOID)
+            hits = (logits.max(1).indices == labels)[valid]
+            curve.append((float(loss), float(hits.to(torch.float64).mean())))
+
+    handle = model.register_forward_hook(seen)
+    try:
+        yield curve
     finally:
         handle.remove()
