@@ -69,6 +69,7 @@ TABLES: dict[str, dict[str, str]] = {
     "model": {
         "bundled": "segaudit.models.bundled:bundled",
         "tiny": "segaudit.models.tiny:tiny",
+        "classic": "segaudit.models.classic:classic",
         "torchvision": "segaudit.models.torchvision:torchvision",
         "smp": "segaudit.models.smp:smp",
         "huggingface": "segaudit.models.huggingface:huggingface",
