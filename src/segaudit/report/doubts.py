@@ -10,7 +10,7 @@ import numpy as np
 
 from segaudit.report.headline import at_budget, with_sign
 from segaudit.report.summary import Row, clean_of, grouped, show_eps, unique
-from segaudit.types import Results
+from segaudit.types import Records, Results
 
 MARGIN = 0.02
 """A difference in mIoU that is worth a word."""
@@ -29,6 +29,7 @@ def doubts(results: Results, rows: Sequence[Row]) -> list[str]:
     return [
         *unfinished(results, rows),
         *_failing(results, rows),
+        *_unmoved(results),
         *_outside(rows),
         *_masked(_untargeted(rows)),
         *_rounded(rows),
@@ -55,6 +56,32 @@ def _failing(results: Results, rows: Sequence[Row]) -> Iterator[str]:
                 f"{row.name} gets {with_sign(row.accuracy)} of the clean pixels right, no more than calling every one "
                 f"{results.class_names[int(np.argmax(pixels))]} would: check its weights, preprocess and class_map."
             )
+
+
+def _unmoved(results: Results) -> Iterator[str]:
+    """Models whose loss and predictions no attack that follows a gradient has changed on any image."""
+    clean = {(cell.model, cell.defense): records for cell, records in results.cells if cell.attack == "none"}
+    moved: dict[tuple[str, str], bool] = {}
+    for cell, records in results.cells:
+        key = cell.model, cell.defense
+        if key in clean and cell.threat in ("white-box", "adaptive") and records.backwards.any():
+            moved[key] = moved.get(key, False) or _outcomes(records) != _outcomes(clean[key])
+    for (model, defense), any_moved in moved.items():
+        if not any_moved:
+            yield (
+                f"No attack that follows the gradient changes anything for {model}{_behind(defense)}, on any image: "
+                "the gradient is zero (a constant output, or a step without one), so this is no robustness. Try "
+                "square, or images made on another model."
+            )
+
+
+def _outcomes(records: Records) -> dict[str, tuple[str, list[int]]]:
+    rows = zip(records.loss.tolist(), records.counts.intersection.tolist(), strict=True)
+    return {name: (repr(loss), hits) for name, (loss, hits) in zip(records.ids, rows, strict=True)}
+
+
+def _behind(defense: str) -> str:
+    return "" if defense == "none" else f" + {defense}"
 
 
 def _outside(rows: Sequence[Row]) -> Iterator[str]:
