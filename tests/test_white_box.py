@@ -16,10 +16,11 @@ from nets import Net, Problem, problem
 from segaudit import registry
 from segaudit.attacks import _apgd
 from segaudit.attacks._losses import Seen
-from segaudit.attacks.apgd import apgd, slots
+from segaudit.attacks.apgd import apgd, make_goal, slots
 from segaudit.attacks.cospgd import cosine, cospgd
 from segaudit.attacks.pgd import pgd
 from segaudit.attacks.sea import sea
+from segaudit.attacks.sea_relay import sea_relay
 from segaudit.attacks.segpgd import segpgd
 from segaudit.nn.passes import count_passes
 from segaudit.rng import ImageStreams
@@ -523,3 +524,36 @@ def test_the_same_point_starts_a_member_of_sea_and_the_member_alone() -> None:
     other = sea(p.model, p.images, p.labels, rng=ImageStreams(6, p.ids, "sea"), **own)
     assert torch.equal(made, again)
     assert not torch.equal(made, other)
+
+
+@pytest.mark.parametrize("norm", RADII)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_relay_goes_on_from_the_best_image_with_each_loss(norm: str, targeted: bool) -> None:
+    p = problem("segmentation", count=6)
+    labels = goals(p, targeted)
+    eps = RADII[norm] / 3
+    given: dict[str, Any] = {"norm": norm, "targeted": targeted}
+    with count_passes(p.model) as passes:
+        made = sea_relay(p.model, p.images, labels, rng=p.streams(), eps=eps, steps=40, **given)
+    assert passes.backwards <= 40 * len(labels)
+    own = {"loss": "js", "steps": 20, "radius_reduction": True, **given}
+    leg = apgd(p.model, p.images, labels, rng=p.streams(), eps=eps, **own)
+    left = [left_to_win(p.model, leg, labels, targeted)]
+    for loss in ("masked_ce", "balanced_masked_ce"):
+        goal = make_goal(p.model, p.images, labels, loss=loss, targeted=targeted)
+        leg = _apgd.climb(goal, _apgd.Ball.around(p.images, eps, norm), leg, 10).images
+        left.append(left_to_win(p.model, leg, labels, targeted))
+    torch.testing.assert_close(made, leg, rtol=0, atol=1e-12)
+    assert all(a >= b >= c for a, b, c in zip(*left, strict=True))
+    assert targeted or sum(left[2]) < sum(left[0])
+
+
+def test_a_relay_of_few_steps_is_its_first_leg_and_a_won_image_takes_no_other() -> None:
+    p = problem("segmentation")
+    given: dict[str, Any] = {"rng": p.streams(), "eps": EPS}
+    own = {"loss": "js", "steps": 3, "radius_reduction": True}
+    made = sea_relay(p.model, p.images, p.labels, steps=3, **given)
+    assert torch.equal(made, apgd(p.model, p.images, p.labels, **given, **own))
+    with count_passes(p.model) as passes:
+        sea_relay(p.model, p.images, torch.full_like(p.labels, VOID), steps=40, **given)
+    assert passes.backwards == 3 * len(p.labels)  # one in each ball of the first leg

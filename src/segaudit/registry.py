@@ -30,6 +30,7 @@ TABLES: dict[str, dict[str, str]] = {
         "cospgd": "segaudit.attacks.cospgd:cospgd",
         "apgd": "segaudit.attacks.apgd:apgd",
         "sea": "segaudit.attacks.sea:sea",
+        "sea_relay": "segaudit.attacks.sea_relay:sea_relay",
         "dag": "segaudit.attacks.dag:dag",
         "alma_prox": "segaudit.attacks.alma_prox:alma_prox",
         "pdpgd": "segaudit.attacks.pdpgd:pdpgd",
