@@ -117,3 +117,9 @@ def test_a_targeted_attack_is_no_sign_of_masking() -> None:
     results = run([*SOUND, (cell(attack="pgd to next", eps=2), scored(0.3, goal=0.3)),
                    (cell(attack="pgd to next", eps=8), scored(0.5, goal=0.5))])  # fmt: skip
     assert doubts(results, summarise(results)) == []
+
+
+def test_a_patch_is_told_by_what_it_covers() -> None:
+    patched = (cell(attack="patch", eps=None, norm="l0"), scored(0.25, size=200))
+    (told,) = [text.replace("\u00a0", " ") for text in notes(summarise(run([*SOUND, patched])))]
+    assert told == "patch brings net to 25.0 % mIoU on the other pixels, and covers 50.0 % of an image."

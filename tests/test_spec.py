@@ -272,3 +272,19 @@ def test_a_defense_is_never_tried_by_an_oblivious_attack_alone(tmp_path: Path) -
     assert RunSpec.model_validate(asked | {"threats": ["adaptive"]}).threats == ["adaptive"]
     with pytest.raises(ValueError, match="never reported by an oblivious attack alone"):
         RunSpec.model_validate(asked | {"threats": ["oblivious"]})
+
+
+@pytest.mark.parametrize("where", ["attacks", "models", "defenses", "data", "target"])
+@pytest.mark.parametrize("wrong", [3, ["pgd"], True])
+def test_a_part_in_another_form_is_told_how_it_is_written(where: str, wrong: Any) -> None:
+    made = copy.deepcopy(BASE)
+    if where == "target":
+        made["attacks"] = [{"name": "pgd", "target": wrong}]
+    else:
+        made[where] = wrong if where == "data" else [wrong]
+    with pytest.raises(ValidationError) as caught:
+        RunSpec.model_validate(made)
+    text = parts.faults(caught.value)
+    form = "{key: value, ...}" if where == "models" else "a name, or {name: ..., and its arguments}"
+    assert text.endswith(f": write {form}, not {wrong!r}")
+    assert where in text.partition(":")[0]

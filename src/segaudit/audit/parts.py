@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
@@ -22,6 +22,8 @@ class Strict(BaseModel):
     """Frozen; an unknown key is refused with a suggestion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    written: ClassVar[str] = "{key: value, ...}"
+    """How people write one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -31,12 +33,15 @@ class Strict(BaseModel):
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields)
                     raise ValueError(f"unknown key {key!r}{suggest(str(key), cls.model_fields)}; known: {known}")
+        elif not isinstance(value, Strict):
+            raise ValueError(f"write {cls.written}, not {value!r}")
         return value
 
 
 class Part(Strict):
     """A registered thing with its arguments, written `pgd` or `{name: pgd, steps: 20}`."""
 
+    written = "a name, or {name: ..., and its arguments}"
     name: str
     args: dict[str, Any] = {}
 

@@ -104,6 +104,9 @@ def _drop(standing: Standing, row: Row) -> str:
 
 def _own(group: Sequence[Row]) -> str:
     row = min(group, key=lambda row: math.inf if math.isnan(row.miou) else row.miou)
+    if row.norm == "l0":
+        left = f"{with_sign(row.miou)} mIoU on the other pixels"
+        return f"{row.label} brings {row.name} to {left}, and covers {with_sign(row.share)} of an image."
     return (
         f"{row.label}, which finds its own norm, brings {row.name} to {with_sign(row.miou)} mIoU with a mean Linf of "
         f"{show_eps(row.linf, 'linf')} and a mean L2 of {row.l2:.3g}."
