@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from nets import KINDS, Net, draw
+from nets import KINDS
 from segaudit.rng import ImageStreams
 from segaudit.training import loop
-from segaudit.training.loop import Progress, Schedule, evaluate, fit, one_cycle
+from segaudit.training.loop import Progress, evaluate, fit
+from segaudit.training.rates import RATES, one_cycle, poly
 from segaudit.training.standard import standard
 from segaudit.types import VOID, Batch, Segmenter, UserError
+from train_kit import Drawn, Noisy, batch_of, equal, lines, net, schedule, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Drawn:
-    """Samples in memory, with some void; a given place may be changed."""
-
-    def __init__(self, kind: str, count: int, seed: int) -> None:
-        self.images, self.labels = draw(kind, count, seed)
-        if kind != "classifier":
-            self.labels[:, 2:5, 3:9] = VOID
-        self.ids = tuple(f"{kind} {i}" for i in range(count))
-
-    def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
-        row = self.ids.index(image_id)
-        return self.images[row], self.labels[row]
-
-
-class Noisy(Net):
-    """With dropout, so that a resumed training must draw the same masks."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(F.dropout(images, 0.1, self.training))
-
-
-def net(kind: str = "segmentation", make: Callable[..., Net] = Net, seed: int = 0) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make(KINDS[kind], whole=kind == "classifier")
-
-
-def schedule(**own: Any) -> Schedule:
-    return Schedule(**{"epochs": 3, "batch": 8, "lr": 0.02, "precision": "fp32", "validate_every": 1} | own)
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(model: nn.Module) -> Mapping[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,6 +162,9 @@ def test_an_unknown_key_of_augment_is_said() -> None:
     with pytest.raises(UserError) as error:
         schedule(augment={"flipp": False})
     assert str(error.value) == "augment has no 'flipp' (did you mean 'flip'?); it has: flip, scale, crop, light"
+    with pytest.raises(UserError) as error:
+        schedule(lr_schedule="polly")
+    assert str(error.value) == "lr_schedule must be one of one_cycle, poly, not 'polly' (did you mean 'poly'?)"
 
 
 def test_the_score_is_that_of_all_valid_pixels_at_once() -> None:
@@ -233,8 +192,17 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
     assert one_cycle(0.5, 1) == pytest.approx(0.5, abs=0.01)
 
 
+def test_poly_is_deeplab_s_after_the_warm_up() -> None:
+    assert [poly(i / 10, 0) for i in range(11)] == pytest.approx([(1 - i / 10) ** 0.9 for i in range(11)])
+    assert [poly(i / 100, 0.2) for i in range(20)] == [one_cycle(i / 100, 0.2) for i in range(20)]
+    assert poly(0.2, 0.2) == 1
+    assert poly(0.6, 0.2) == pytest.approx(0.5**0.9)
+    assert poly(1, 0.2) == 0
+
+
+@pytest.mark.parametrize("name", RATES)
 def test_the_peak_learning_rate_and_the_decay_of_weights_alone_reach_the_optimizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates, groups = list[float](), list[Any]()
 
@@ -248,15 +216,11 @@ def test_the_peak_learning_rate_and_the_decay_of_weights_alone_reach_the_optimiz
             return super().step(closure)
 
     monkeypatch.setattr(loop.torch.optim, "AdamW", Watched)
-    fit(net(), Drawn("segmentation", 16, 1), None, standard, schedule(weight_decay=0.3, lr=0.5), tmp_path)
-    assert rates == [0.5 * one_cycle(i / 6, 0.1) for i in range(6)]
+    own = schedule(weight_decay=0.3, lr=0.5, lr_schedule=name)
+    fit(net(), Drawn("segmentation", 16, 1), None, standard, own, tmp_path)
+    assert rates == [0.5 * RATES[name](i / 6, 0.1) for i in range(6)]
     decays = {group["weight_decay"]: sorted({p.ndim for p in group["params"]}) for group in groups}
     assert decays == {0.3: [4], 0.0: [1]}
-
-
-def batch_of(kind: str, count: int = 4) -> Batch:
-    samples = Drawn(kind, count, 3)
-    return Batch(samples.images, samples.labels, samples.ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,5 +257,5 @@ def test_void_teaches_nothing() -> None:
 
 def test_as_many_class_weights_as_classes() -> None:
     batch = batch_of("segmentation")
-    with pytest.raises(UserError, match="recipe standard: 2 class_weights for 5 classes"):
+    with pytest.raises(UserError, match="recipe: 2 class_weights for 5 classes"):
         standard(net(), batch, rng=ImageStreams(0, batch.ids), class_weights=[1, 2])

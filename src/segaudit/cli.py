@@ -140,16 +140,19 @@ def scaling(
 
 @app.command()
 def train(
-    spec: Annotated[Path, typer.Argument(help="What to train (YAML).")],
-    out: Annotated[Path | None, typer.Option(help="The folder for weights, metrics and checkpoint.")] = None,
+    spec: Annotated[Path, typer.Argument(help="What to train (YAML), or the weights to make again from their card.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for weights, curves, metrics and checkpoint [runs/NAME].")
+    ] = None,
 ) -> None:
     """Train a network from a spec; the same command resumes."""
-    from segaudit.audit import parts
-    from segaudit.audit.train import TrainSpec
-    from segaudit.audit.train import train as run_training
+    from segaudit.audit import train as room
+    from segaudit.report.learning import learning
     from segaudit.training.loop import Progress as Step
+    from segaudit.training.loop import history
 
-    asked = parts.read(TrainSpec, spec)
+    asked = room.read(spec)
+    folder = out or Path("runs") / asked.name
     with _bar("training") as (bar, task):
 
         def tell(step: Step) -> None:
@@ -161,7 +164,8 @@ def train(
                 description=f"epoch {step.epoch + 1}/{asked.epochs} loss {step.loss:.3f}{score}",
             )
 
-        path, score = run_training(asked, out or Path("runs") / asked.name, tell)
+        path, score = room.train(asked, folder, tell)
+    (folder / "curves.html").write_text(learning(asked.name, history(folder), score))
     print(path)
     for key, value in score.items():
         print(f"{key} {value:.4f}")

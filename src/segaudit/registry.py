@@ -78,6 +78,8 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "recipe": {
         "standard": "segaudit.training.standard:standard",
+        "adversarial": "segaudit.training.adversarial:adversarial",
+        "noise": "segaudit.training.noise:noise",
     },
 }
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
-from segaudit import __version__, registry
-from segaudit.audit import build
-from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned
+from segaudit import registry
+from segaudit.audit import build, log, parts
+from segaudit.audit.parts import ModelSpec, Part, Real, Strict
+from segaudit.audit.recipe import Recipe
+from segaudit.data.base import Dataset
 from segaudit.models import weights
 from segaudit.models.wrap import Wrapped
 from segaudit.training import loop
@@ -37,11 +37,12 @@ class TrainSpec(Strict):
     name: str
     model: ModelSpec
     data: Sets
-    recipe: Tuned = Tuned(name="standard")
+    recipe: Recipe = Recipe(name="standard")
     epochs: int = Field(60, ge=1)
     batch: int = Field(8, ge=1)
     lr: Real = 1e-3
     weight_decay: Real = 1e-2
+    lr_schedule: Literal["one_cycle", "poly"] = "one_cycle"
     warmup: Real = 0.1
     clip: Real = 5.0
     validate_every: int = Field(5, ge=1)
@@ -50,6 +51,24 @@ class TrainSpec(Strict):
     augment: dict[str, Any] = Field(default_factory=dict)
     save_as: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSpec:
+        self.recipe.check()
+        return self
+
+
+def read(path: Path) -> TrainSpec:
+    """A training spec from its YAML file, or from the card of the weights (.safetensors) that it made."""
+    if path.suffix != ".safetensors":
+        return parts.read(TrainSpec, path)
+    card = weights.read(path)[1]
+    if "training" not in card:
+        raise UserError(f"{path} has no card that says how it was trained; give the training's spec (YAML)")
+    try:
+        return TrainSpec.model_validate(card["training"])
+    except ValidationError as error:
+        raise UserError(f"{path}: its card holds a spec that is none: {parts.faults(error)}") from error
 
 
 def train(
@@ -60,33 +79,23 @@ def train(
     The score is that of the weights as they were saved and read again. The same call resumes from the last epoch;
     a folder that holds another spec's training is refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = spec.model_dump(mode="json")
-    note = folder / "train.json"
-    if note.exists() and json.loads(note.read_text()) != asked:
+    asked, note = spec.model_dump(mode="json"), folder / "train.json"
+    if note.exists() and not _same(note, asked):
         raise UserError(f"{folder} holds the training of another spec; give another --out, or remove it")
-    note.write_text(json.dumps(asked, indent=1))
-    registry.check_arguments("recipe", spec.recipe.name, spec.recipe.args, handed=("model", "batch", "rng"))
     samples = build.dataset(spec.data.train)
     held_out = build.dataset(spec.data.val) if spec.data.val else None
     model = build.model(spec.model, samples.class_names, spec.seed)
-    recipe = partial(registry.load("recipe", spec.recipe.name), **spec.recipe.args)
-    fields = loop.Schedule.__dataclass_fields__
-    schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
-    began = time.perf_counter()
-    loop.fit(model, samples, held_out, recipe, schedule, folder, tell)
     if not isinstance(model, Wrapped):
         raise UserError(f"model {spec.model.name!r}: only a network that segaudit wraps can be saved with its card")
-    preprocess: dict[str, Any] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-    preprocess |= {"scale": model.scale, "order": model.order, "stride": model.stride}
-    card: dict[str, Any] = {
-        "model": asked["model"] | {"preprocess": preprocess, "weights": None},
-        "class_names": list(model.class_names),
-        "training": asked,
-        "versions": {"segaudit": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
-        "device": str(next(model.parameters()).device),
-        "seconds": round(time.perf_counter() - began),
-    }
+    start = build.digest(model)
+    recipe = spec.recipe.make(samples, samples.class_names)
+    fields = loop.Schedule.__dataclass_fields__
+    schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(asked, indent=1))
+    loop.fit(model, samples, held_out, recipe, schedule, folder, tell)
+    card = _card(spec, model, samples, held_out)
+    card |= {"start": start, "seconds": round(sum(line["seconds"] for line in loop.history(folder)))}
     path = folder / "model.safetensors"
     weights.write(model.net, path, card, DTYPES[spec.save_as])
     score: dict[str, float] = {}
@@ -95,3 +104,39 @@ def train(
         score = loop.evaluate(model, held_out, spec.batch)
         weights.write(model.net, path, card | {"score": score, "images": len(held_out.ids)}, DTYPES[spec.save_as])
     return path, score
+
+
+def _card(spec: TrainSpec, model: Wrapped, samples: Dataset, held_out: Dataset | None) -> dict[str, Any]:
+    """What it takes to build the network again, and to train it again: a spec, and all that the spec only names."""
+    asked, session = spec.model_dump(mode="json"), log.session("train", spec.precision)
+    preprocess: dict[str, Any] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+    preprocess |= {"scale": model.scale, "order": model.order, "stride": model.stride}
+    sets = {"train": samples} | ({"val": held_out} if held_out else {})
+    return {
+        "model": asked["model"] | {"preprocess": preprocess, "weights": None},
+        "class_names": list(model.class_names),
+        "training": asked,
+        "data": {key: {"images": len(one.ids), "digest": one.digest()} for key, one in sets.items()},
+        "files": _files(spec),
+        "versions": session.packages,
+        "device": session.device,
+        "machine": session.machine,
+        "precision": session.precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _files(spec: TrainSpec) -> dict[str, str]:
+    """The digest of each file of a user's own code that the spec names."""
+    named = [spec.model.source, spec.model.name, spec.recipe.name, spec.data.train.name]
+    named += [part.name for part in (spec.data.val, *spec.recipe.args.values()) if isinstance(part, Part)]
+    paths = {name: registry.source_file(name) for name in named}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None}
+
+
+def _same(note: Path, asked: dict[str, Any]) -> bool:
+    """Whether a folder's note asks for the same; a key that the note is too old for has its default."""
+    try:
+        return TrainSpec.model_validate_json(note.read_text()).model_dump(mode="json") == asked
+    except (ValidationError, UserError):
+        return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from segaudit.nn.precision import default_device, prepare_process, resolve
 from segaudit.registry import suggest
 from segaudit.rng import ImageStreams
 from segaudit.training.augment import augment
+from segaudit.training.rates import RATES
 from segaudit.types import Batch, Segmenter, UserError
 
 Recipe = Callable[..., Tensor]
@@ -39,12 +39,17 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. lr: the peak of a one-cycle (linear warm-up, cosine to 0) for AdamW."""
+    """How long and how fast.
+
+    lr: the peak of AdamW's learning rate. lr_schedule: its course, a name in `rates.RATES`. warmup: the share of the
+    training in which it rises to the peak.
+    """
 
     epochs: int = 60
     batch: int = 8
     lr: float = 1e-3
     weight_decay: float = 1e-2
+    lr_schedule: str = "one_cycle"
     warmup: float = 0.1
     clip: float = 5.0
     seed: int = 0
@@ -54,6 +59,9 @@ class Schedule:
     augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.lr_schedule not in RATES:
+            near = suggest(str(self.lr_schedule), RATES)
+            raise UserError(f"lr_schedule must be one of {', '.join(RATES)}, not {self.lr_schedule!r}{near}")
         known = [key for key in inspect.signature(augment).parameters if key not in ("image", "labels", "rng")]
         for key in self.augment:
             if key not in known:
@@ -82,8 +90,8 @@ def fit(
 ) -> dict[str, float]:
     """Train in place; returns the held-out `miou` and `accuracy` in float32 (empty without held-out images).
 
-    The folder gets `metrics.jsonl` (a line an epoch) and `checkpoint.pt`, from which the same call goes on: each
-    epoch draws from streams of its own number, so a resumed run sees what an undisturbed one does.
+    The folder gets `metrics.jsonl` (a line an epoch, see `history`) and `checkpoint.pt`, from which the same call goes
+    on: each epoch draws from streams of its own number, so a resumed run sees what an undisturbed one does.
     """
     try:
         from accelerate import Accelerator
@@ -112,9 +120,8 @@ def fit(
         runner.train()
         for step, (images, labels, rows) in enumerate(views.loader(epoch)):
             for group in optimizer.param_groups:
-                group["lr"] = schedule.lr * one_cycle(
-                    (epoch * steps + step) / (schedule.epochs * steps), schedule.warmup
-                )
+                done = (epoch * steps + step) / (schedule.epochs * steps)
+                group["lr"] = schedule.lr * RATES[schedule.lr_schedule](done, schedule.warmup)
             ids = tuple(train.ids[i] for i in rows)
             batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, ids).to(device)
             with cast:
@@ -139,6 +146,11 @@ def fit(
     return evaluate(model, held_out, schedule.batch) if held_out is not None else {}
 
 
+def history(folder: Path) -> list[dict[str, float]]:
+    """The epochs of a training so far: `epoch`, `loss`, `seconds`, and `miou` and `accuracy` where they were taken."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @torch.no_grad()
 def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, float]:
     """The data set's `miou` and `accuracy` of a model on clean images."""
@@ -151,13 +163,6 @@ def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, fl
         rows.append(confusion.count(logits.argmax(1).cpu(), torch.stack(labels), model.num_classes))
     counts = confusion.join(rows)
     return {"miou": confusion.miou(counts), "accuracy": confusion.accuracy(counts)}
-
-
-def one_cycle(done: float, warmup: float) -> float:
-    """The share of the peak learning rate after `done` of the training: linear warm-up, then cosine to 0."""
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1e-9, 1 - warmup)))
 
 
 class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):

@@ -1,0 +1,71 @@
+"""The recipe of a training spec: its arguments, some of which are parts themselves, and the thing that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError, field_validator
+
+from segaudit import registry
+from segaudit.audit.parts import Tuned, faults
+from segaudit.audit.spec import HANDED
+from segaudit.training import balance, loop
+from segaudit.types import UserError
+
+PARTS = ("attack",)
+"""The arguments of a recipe that are parts of the registry's kind of that name."""
+
+
+class Recipe(Tuned):
+    """A recipe; an argument named in `PARTS` is a part too, and reaches the recipe as a function."""
+
+    @field_validator("args")
+    @classmethod
+    def _parts(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: _part(key, inner) if key in PARTS else inner for key, inner in value.items()}
+
+    def check(self) -> None:
+        """Refuse arguments that the recipe, or one of its parts, does not have. Raises UserError."""
+        registry.check_arguments("recipe", self.name, self.args, handed=("model", "batch", "rng"))
+        if isinstance(self.args.get("attack"), Tuned):
+            _check_attack(self.args["attack"])
+
+    def make(self, samples: loop.Samples, class_names: tuple[str, ...]) -> loop.Recipe:
+        """The recipe with its arguments, for training on these images."""
+        args = {key: _made(key, value) if isinstance(value, Tuned) else value for key, value in self.args.items()}
+        if args.get("class_weights") is not None:
+            args["class_weights"] = balance.class_weights(args["class_weights"], samples, class_names)
+        return partial(registry.load("recipe", self.name), **args)
+
+
+def _part(kind: str, value: Any) -> Tuned:
+    if isinstance(value, Tuned):
+        return value
+    if not isinstance(value, (str, Mapping)):
+        raise ValueError(f"{kind} must be a name, or {{name: ..., and its arguments}}, not {value!r}")
+    try:
+        return Tuned.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"{kind}: {faults(error)}") from error
+
+
+def _made(kind: str, part: Tuned) -> Callable[..., Any]:
+    return partial(registry.load(kind, part.name), **part.args)
+
+
+def _check_attack(attack: Tuned) -> None:
+    handed = [key for key in HANDED if key != "eps"]  # no run that would hand it one
+    registry.check_arguments("attack", attack.name, attack.args, handed)
+    if hasattr(registry.load("attack", attack.name), "fit"):
+        raise UserError(f"recipe: attack {attack.name!r} is fitted on a set of images; train with one that is not")
+    norm = attack.args.get("norm") or registry.default("attack", attack.name, "norm") or "linf"
+    for key in ("eps", "step_size"):
+        size = attack.args.get(key)
+        if key not in attack.args or (key == "step_size" and size is None):
+            continue
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or size <= 0 or (norm == "linf" and size > 1):
+            raise UserError(
+                f"recipe: {key} {size!r} of attack {attack.name!r} must be above 0 and within the images' 0 to 1: 4/255"
+            )

@@ -1,0 +1,203 @@
+"""From a training spec to weights with a card, and from the card to the same weights again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from segaudit import cli
+from segaudit.attacks.pgd import pgd
+from segaudit.audit import build, parts
+from segaudit.audit.train import TrainSpec, read, train
+from segaudit.models import weights
+from segaudit.rng import ImageStreams
+from segaudit.types import UserError
+from train_kit import Drawn, batch_of, equal, net
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+AT: dict[str, Any] = {"name": "adversarial", "attack": {"name": "segpgd", "eps": "4/255", "steps": 2}, "share": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _plain_arithmetic() -> Any:
+    yield
+    torch.set_flush_denormal(False)
+
+
+def content(**over: Any) -> dict[str, Any]:
+    data = {split: {"name": "scenes", "kind": "lesion", "split": split, "images": 5} for split in ("train", "val")}
+    made = {"name": "tiny", "model": {"source": "tiny", "name": "unet", "args": {"width": 4}}, "data": data}
+    return made | {"recipe": AT, "epochs": 2, "batch": 2, "lr": "1e-2", "precision": "fp32"} | over
+
+
+def save(path: Path, made: Any) -> Path:
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
+def test_the_card_makes_the_same_network_again_bit_for_bit(tmp_path: Path) -> None:
+    made = content(recipe=AT | {"class_weights": "balanced"}, lr_schedule="poly", augment={"light": 0.1})
+    spec = parts.read(TrainSpec, save(tmp_path / "spec.yaml", made))
+    path, score = train(spec, tmp_path / "first")
+    first, card = weights.read(path)
+    assert read(path) == spec
+    again, told = train(read(path), tmp_path / "again")
+    second, other = weights.read(again)
+    assert equal(first, second)
+    assert told == score
+    assert {k: v for k, v in card.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+
+    assert card["training"] == spec.model_dump(mode="json")
+    assert card["training"]["recipe"]["args"]["attack"] == {"name": "segpgd", "args": {"eps": 4 / 255, "steps": 2}}
+    assert card["training"]["seed"] == 0
+    assert card["score"] == score
+    data = build.dataset(spec.data.train)
+    assert card["data"]["train"] == {"images": 5, "digest": data.digest()}
+    assert card["data"]["val"]["digest"] not in ("", data.digest())
+    assert card["class_names"] == list(data.class_names)
+    assert card["start"] == build.digest(build.model(spec.model, data.class_names, spec.seed))
+    assert card["versions"].keys() >= {"segaudit", "python", "torch", "numpy", "pillow"}
+    assert (card["precision"], card["threads"]) == ("fp32", 1)
+    assert card["device"]
+    assert card["machine"]
+    assert card["files"] == {}
+    other_seed, _ = train(spec.model_copy(update={"seed": 1}), tmp_path / "seed")
+    assert not equal(weights.read(other_seed)[0], first)
+
+
+def test_a_training_starts_from_weights_that_it_is_given(tmp_path: Path) -> None:
+    start, _ = train(TrainSpec.model_validate(content(recipe="standard", epochs=1)), tmp_path / "standard")
+    model = content()["model"] | {"weights": str(start)}
+    spec = TrainSpec.model_validate(content(model=model, epochs=1, lr=1e-9, weight_decay=0))
+    path, _ = train(spec, tmp_path / "robust")
+    moved, card = weights.read(path)
+    begun = weights.read(start)[0]
+    learnt = [key for key in begun if key.endswith("weight")]
+    assert learnt
+    for key in learnt:
+        torch.testing.assert_close(moved[key], begun[key], rtol=0, atol=1e-6)
+    assert card["training"]["model"]["weights"] == str(start)
+    assert card["model"]["weights"] is None
+
+
+def test_a_folder_goes_on_with_the_same_spec_alone(tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate(content(recipe="standard", epochs=1))
+    path, score = train(spec, tmp_path)
+    note = json.loads((tmp_path / "train.json").read_text())
+    del note["lr_schedule"]  # as if written before there was one
+    (tmp_path / "train.json").write_text(json.dumps(note))
+    before = weights.read(path)[0]
+    assert train(spec, tmp_path)[1] == score
+    assert equal(weights.read(path)[0], before)
+    for stale in (TrainSpec.model_validate(content(recipe="standard", epochs=2)), TrainSpec.model_validate(content())):
+        with pytest.raises(UserError, match="holds the training of another spec"):
+            train(stale, tmp_path)
+
+
+def test_a_spec_that_cannot_begin_leaves_no_note_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3 class_weights for 2 classes"):
+        train(
+            TrainSpec.model_validate(content(recipe={"name": "noise", "sigma": 0.1, "class_weights": [1, 1, 1]})),
+            tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attack_reaches_a_recipe_of_one_s_own_as_a_function(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def double(model, batch, *, rng, attack, power=1):\n"
+        "    return power * attack(model, batch.images, batch.labels, rng=rng)\n"
+    )
+    name = f"{tmp_path}/mine.py:double"
+    spec = TrainSpec.model_validate(
+        content(recipe={"name": name, "attack": {"name": "pgd", "eps": "8/255"}, "power": "1/2"})
+    )
+    recipe = spec.recipe.make(Drawn("binary", 2, 1), ("no", "yes"))
+    batch, model = batch_of("binary"), net("binary").eval()
+    rng = ImageStreams(0, batch.ids)
+    expected = pgd(model, batch.images, batch.labels, rng=rng, eps=8 / 255) / 2
+    assert torch.equal(recipe(model, batch, rng=rng), expected)
+    assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fault"),
+    [
+        ("adversarial", "recipe 'adversarial' needs the argument 'attack'"),
+        ({"name": "adversarial", "attack": 3}, "attack must be a name, or {name: ..., and its arguments}, not 3"),
+        ({"name": "adversarial", "attack": {"eps": 1}}, "recipe.args: attack: give it a `name`"),
+        (
+            {"name": "adversarial", "attack": "segpdg"},
+            "no attack is called 'segpdg' (did you mean 'segpgd'?); there are: ",
+        ),
+        ({"name": "adversarial", "attack": "pgd"}, "attack 'pgd' needs the argument 'eps'"),
+        (AT | {"shar": 1}, "recipe 'adversarial' has no argument 'shar' (did you mean 'share'?)"),
+        (AT | {"attack": {"name": "pgd", "eps": 4}}, "eps 4 of attack 'pgd' must be above 0 and within the images' 0"),
+        (AT | {"attack": {"name": "pgd", "eps": 0}}, "eps 0 of attack 'pgd' must be above 0"),
+        (AT | {"attack": {"name": "pgd", "eps": None}}, "eps None of attack 'pgd' must be above 0"),
+        (AT | {"attack": {"name": "pgd", "eps": "4/0"}}, "recipe.args: attack: args: '4/0' divides by zero"),
+        (AT | {"attack": {"name": "pgd", "eps": 0.1, "step_size": 2}}, "step_size 2 of attack 'pgd' must be above 0"),
+        (
+            AT | {"attack": {"name": "pgd", "eps": 0.1, "stepz": 2}},
+            "attack 'pgd' has no argument 'stepz' (did you mean",
+        ),
+        (AT | {"attack": {"name": "pgd", "eps": 0.1, "targeted": True}}, "attack 'pgd' has no argument 'targeted'"),
+        (AT | {"attack": {"name": "universal", "eps": 0.1}}, "attack 'universal' is fitted on a set of images"),
+        ({"name": "noise"}, "recipe 'noise' needs the argument 'sigma'"),
+        ({"name": "noise", "sigma": 0.1, "varied": 1}, "recipe 'noise': varied must be true or false, not 1"),
+    ],
+)
+def test_what_a_recipe_lacks_is_one_line_that_names_the_file(recipe: Any, fault: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "spec.yaml", content(recipe=recipe))
+    with pytest.raises(UserError) as error:
+        parts.read(TrainSpec, path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert fault in text
+    assert "\n" not in text
+
+
+def test_the_budget_of_another_norm_may_be_larger() -> None:
+    TrainSpec.model_validate(content(recipe=AT | {"attack": {"name": "pgd", "norm": "l2", "eps": 3}}))
+
+
+def test_weights_without_a_card_are_no_spec(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.write(nn.Conv2d(3, 2, 1), path, {})
+    with pytest.raises(UserError, match="has no card that says how it was trained; give the training's spec"):
+        read(path)
+    weights.write(nn.Conv2d(3, 2, 1), path, {"training": {"name": "x"}})
+    with pytest.raises(UserError, match=r"its card holds a spec that is none: model: Field required; data: "):
+        read(path)
+
+
+def test_the_command_leaves_weights_and_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = content(name="<b>a</script>", recipe="standard", validate_every=1)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", str(save(tmp_path / "spec.yaml", made)), "--out", "first"])
+    assert not exit.value.code
+    out, _ = capfd.readouterr()
+    path, miou, accuracy = out.splitlines()
+    assert path == "first/model.safetensors"
+    score = weights.read(path)[1]["score"]
+    assert (miou, accuracy) == (f"miou {score['miou']:.4f}", f"accuracy {score['accuracy']:.4f}")
+    page = Path("first/curves.html").read_text()
+    drawn = page[page.rindex("Plotly.newPlot") :]
+    history = [json.loads(line) for line in Path("first/metrics.jsonl").read_text().splitlines()]
+    for value in (history[0]["loss"], history[1]["loss"], 100 * history[0]["miou"], 100 * score["miou"]):
+        assert repr(value) in drawn
+    assert drawn.count("</script>") == 1
+    assert 'src="http' not in page
+    with pytest.raises(SystemExit):
+        cli.main(["train", path, "--out", "again"])
+    assert equal(weights.read("again/model.safetensors")[0], weights.read(path)[0])
