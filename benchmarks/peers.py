@@ -79,7 +79,7 @@ def _run(race: Race, net: Segmenter, data: Batch) -> None:
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
         for side in ("ours", "theirs") if start // BATCH % 2 else ("theirs", "ours"):
-            torch.set_flush_denormal(side == "ours")  # theirs as their user has it
+            torch.set_flush_denormal(side == "ours")  # which their user has not set
             began = time.perf_counter()
             found = race.ours(view, part) if side == "ours" else race.theirs(net, part)
             spent[side] += time.perf_counter() - began

@@ -108,3 +108,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(spec: Path, ove
         attacked(spec, **over)
     assert "\n" not in str(caught.value)
     assert not (spec.parent / "made").exists()
+
+
+def test_a_grey_picture_is_attacked_as_the_grey_data_are_read(tmp_path: Path) -> None:
+    for i, name in enumerate(("3", "7")):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.fromarray(np.full((28, 28), 60 + 120 * i, np.uint8)).save(tmp_path / "test" / name / f"{i}.png")
+    data = {"name": "mnist", "root": str(tmp_path)}
+    models = [{"source": "classic", "name": "lenet", "args": {"channels": 1, "width": 0.5}, "label": "net"}]
+    path = save_spec(tmp_path / "spec.yaml", content(tmp_path, data=data, models=models))
+    lines = list(attack_one(tmp_path / "test/3/0.png", path, "pgd", "16/255", None, None, tmp_path / "made"))
+    assert "Linf 16.00/255" in lines[3]
+    with Image.open(tmp_path / "made" / "adversarial.png") as picture:
+        assert picture.mode == "L"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -374,3 +376,25 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     refused("fcn8s", "pip install 'segaudit[models]'")
     refused("icnet", "pip install 'segaudit[models]'")
     assert classic("enet", 5).net(images(1, 3, 32, 32)).shape == (1, 5, 32, 32)
+
+
+def test_each_argument_that_is_said_to_be_there_is_there() -> None:
+    text = " ".join(str(classic.__doc__).split())
+    told = re.findall(
+        r"((?:`\w+`(?:, | and )?)+) ?(?:of the image )?\(([^):]+)", text.partition("Also: ")[2].partition("Source")[0]
+    )
+    assert len(told) >= 6
+    for arguments, where in told:
+        for name in [name for name in NETWORKS if re.search(rf"\b{name}\b", where)]:
+            own = inspect.signature(NETWORKS[name]).parameters
+            assert set(re.findall(r"`(\w+)`", arguments)) <= set(own), (name, arguments)
+
+
+@pytest.mark.parametrize(("key", "value", "ok"), [("spatial_weight", 0, True), ("colour_width", 0, False)])
+def test_a_kernel_may_weigh_nothing_but_not_be_of_no_width(key: str, value: float, ok: bool) -> None:
+    args = {"base": "enet", "width": 0.25, key: value}
+    if ok:
+        classic("crf_rnn", 3, **args)
+    else:
+        with pytest.raises(UserError, match=f"^classic crf_rnn: {key} must be a number above 0, not 0$"):
+            classic("crf_rnn", 3, **args)

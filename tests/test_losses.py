@@ -165,3 +165,11 @@ def test_a_wrong_name_is_said_in_one_line() -> None:
         UserError, match=r"^loss must be one of ce, .*, margin, not 'masked_cd' \(did you mean 'masked_ce'"
     ):
         pixel_loss("masked_cd")
+
+
+def test_the_divergence_of_a_label_without_any_probability_is_log_2_and_has_no_slope() -> None:
+    logits = torch.tensor([[[[1e4]], [[-1e4]]], [[[0.0]], [[-torch.inf]]]], requires_grad=True)
+    found = pixel_loss("js")(logits, torch.ones(2, 1, 1, dtype=torch.int64), False)
+    (slope,) = torch.autograd.grad(found.sum(), logits)
+    torch.testing.assert_close(found.flatten(), torch.full((2,), math.log(2)))
+    assert slope.abs().max() < 1e-30

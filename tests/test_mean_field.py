@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segaudit.nn import mean_field
 from segaudit.nn.mean_field import LEAST, MeanField
+from segaudit.types import UserError
 
 HEIGHT, WIDTH, CLASSES = 4, 5, 3
 OWN: dict[str, Any] = {"spatial_width": 1.5, "position_width": 2.0, "colour_width": 60.0, "steps": 3}
@@ -157,3 +158,8 @@ def test_half_precision_outside_does_not_reach_the_kernels() -> None:
         assert torch.equal(inside, made(logits, image))
     with pytest.raises(ValueError, match="different sizes"):
         made(logits[..., 1:], image)
+
+
+def test_a_window_without_a_middle_is_refused() -> None:
+    with pytest.raises(UserError, match="^window must be an odd number of pixels, not 4$"):
+        MeanField(3, window=4)

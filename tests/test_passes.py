@@ -112,3 +112,10 @@ def test_a_pass_of_other_images_or_of_none_valid_is_no_part_of_the_curve() -> No
     with watch(p.model, torch.full_like(p.labels, VOID)) as curve:
         p.model(p.images)
     assert curve == []
+
+
+def test_a_pass_of_another_size_is_no_part_of_the_curve() -> None:
+    p = problem("segmentation")
+    with watch(p.model, p.labels) as curve:
+        p.model(p.images[..., 4:])
+    assert curve == []

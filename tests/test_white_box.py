@@ -477,6 +477,9 @@ def test_wrong_arguments_of_their_own_are_said_in_one_line() -> None:
         apgd(p.model, p.images, p.labels, loss="mce", **given)
     with pytest.raises(UserError, match=r"^class_pixels must be 5 numbers, one a class, not \[3\]$"):
         sea(p.model, p.images, p.labels, class_pixels=[3], **given)
+    with count_passes(p.model) as passes, pytest.raises(UserError, match=r"^class_pixels must be 5 numbers"):
+        sea_relay(p.model, p.images, p.labels, class_pixels=[3], **given)
+    assert passes.forwards == 0
     with pytest.raises(UserError, match=r"^squash must be softmax or sigmoid, not 'tanh'$"):
         cospgd(p.model, p.images, p.labels, squash="tanh", **given)
 

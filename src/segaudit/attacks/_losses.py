@@ -176,7 +176,8 @@ class _JensenShannon(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, ce: Tensor) -> Tensor:
-        p = ce.clamp_max(80).neg_().exp_()  # a result too small for a float takes 10 times as long
+        ce = ce.clamp_max(80)  # exp(-ce) too small for a float takes 10 times as long, and inf * 0 is nan
+        p = ce.neg().exp_()
         log = p.log1p()
         slope = (ce + log).mul_(p).div_(2)
         ctx.save_for_backward(slope)

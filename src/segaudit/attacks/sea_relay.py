@@ -36,13 +36,15 @@ def sea_relay(
     """
     whole(steps=steps)
     count = steps // (2 * len(LEGS))
-    goal = make_goal(model, images, labels, loss="js", targeted=targeted)
+    goals = [
+        make_goal(model, images, labels, loss=loss, targeted=targeted, class_pixels=class_pixels)
+        for loss in ("js", *LEGS)
+    ]
     first = steps - count * len(LEGS)
-    found = search(goal, images, rng, eps=eps, steps=first, norm=norm, radius_reduction=True)
-    for loss in LEGS if count else ():
+    found = search(goals[0], images, rng, eps=eps, steps=first, norm=norm, radius_reduction=True)
+    for goal in goals[1:] if count else ():
         rows = (found.left > 0).nonzero().flatten()
         if not len(rows):
             break
-        goal = make_goal(model, images[rows], labels[rows], loss=loss, targeted=targeted, class_pixels=class_pixels)
-        found.put(rows, climb(goal, Ball.around(images[rows], eps, norm), found.images[rows], count))
+        found.put(rows, climb(goal[rows], Ball.around(images[rows], eps, norm), found.images[rows], count))
     return found.images

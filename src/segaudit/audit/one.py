@@ -29,7 +29,8 @@ def attack_one(
     image: Path, spec_path: Path, name: str, eps: str, model: str | None, mask: Path | None, out: Path
 ) -> Iterator[str]:
     """Attack one picture with a model of a spec; writes PNGs and the curve of its loss to `out`, and yields what
-    happened, a line at a time.
+    happened, a line at a time. The curve is of the passes as the attack makes them: in its precision, before rounding
+    to 8 bits, and with radius reduction from outside the ball too.
 
     Without a mask the truth is the model's own clean prediction. The adversarial PNG is scored as it was saved.
     """
@@ -74,7 +75,7 @@ def attack_one(
         ("after.png", _colours(after[0], data)),
     ):
         array = (picture.cpu().permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(array).save(out / title)
+        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(out / title)
         yield str(out / title)
     lines = [f"{number},{loss:.6g},{share:.6f}" for number, (loss, share) in enumerate(curve)]
     (out / "curve.csv").write_text("\n".join(["pass,cross_entropy,accuracy", *lines, ""]))
@@ -92,9 +93,13 @@ def _checked(spec: RunSpec, name: str, eps: str) -> float:
 
 
 def _pixels(path: Path, data: Dataset) -> Tensor:
-    image = read_image(path)
+    """1 x C x H x W in [0, 1], with as many channels as the images of the data."""
+    picture = Image.fromarray(read_image(path))
+    if not isinstance(data, Files) and len(data.sample(data.ids[0])[0]) == 1:
+        picture = picture.convert("L")
     if data.size:
-        image = np.asarray(Image.fromarray(image).resize(data.size[::-1], Image.Resampling.BILINEAR))
+        picture = picture.resize(data.size[::-1], Image.Resampling.BILINEAR)
+    image = np.atleast_3d(np.asarray(picture))
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
 
 

@@ -101,9 +101,10 @@ class Wrapped(Segmenter):
             return self.net(images)
         except RuntimeError as error:
             if "expected input" in str(error) and "channels" in str(error):
+                mend = "preprocess `order: grey` gives it one" if images.shape[1] == 3 else "build it for as many"
                 raise UserError(
                     f"model: the network does not take images of {images.shape[1]} channels ({str(error).strip()}); "
-                    "preprocess `order: grey` gives it one"
+                    f"{mend}"
                 ) from error
             raise
 

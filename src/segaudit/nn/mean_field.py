@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segaudit.types import UserError
+
 PAIRS = 2**24
 """Pairs of pixels whose kernel is held at once; one of no more is made once for all steps."""
 Kernel = Callable[[], Iterable[tuple[Any, Tensor]]]
@@ -53,6 +55,8 @@ class MeanField(nn.Module):
         window: int = 11,
     ) -> None:
         super().__init__()
+        if window % 2 == 0:
+            raise UserError(f"window must be an odd number of pixels, not {window}")
         self.steps, self.train_steps = steps, train_steps
         self.spatial_width, self.position_width, self.colour_width = spatial_width, position_width, colour_width
         self.exact, self.radius = exact, window // 2

@@ -46,14 +46,15 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
 def watch(model: nn.Module, labels: Tensor) -> Iterator[list[tuple[float, float]]]:
     """The curve of an attack: the mean cross-entropy and the share of pixels on the labels, at each forward pass.
 
-    labels: N x H x W, the truth or the masks to reach; a pass of another number of images is left out, void pixels too.
+    labels: N x H x W, the truth or the masks to reach. Void pixels, and passes of images of another number or size, are
+    left out.
     """
     curve: list[tuple[float, float]] = []
     valid = labels != VOID
 
     def seen(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         logits = output.detach()
-        if len(logits) == len(labels) and valid.any():
+        if logits[:, 0].shape == labels.shape and valid.any():
             loss = F.cross_entropy(logits, labels, ignore_index=VOID)
             hits = (logits.max(1).indices == labels)[valid]
             curve.append((float(loss), float(hits.to(torch.float64).mean())))

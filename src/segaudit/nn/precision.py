@@ -33,10 +33,11 @@ def resolve(precision: str, device: torch.device | str = "cpu") -> str:
 
 
 def prepare_process() -> None:
-    """Settings of a whole process that only cost time where they are left out.
+    """Settings of a whole process, for speed.
 
     Denormals are read as zero: trained networks hold them, and they can cost a factor of 30. Freed memory is kept: an
-    attack frees and takes the same tensors at every step, and glibc would give their pages back in between.
+    attack frees and takes the same tensors at every step, and glibc would give their pages back in between; so a
+    process holds on to the most memory that it has ever needed.
     """
     torch.set_flush_denormal(True)
     allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -59,25 +59,29 @@ def _failing(results: Results, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _unmoved(results: Results) -> Iterator[str]:
-    """Models whose loss and predictions no attack that follows a gradient has changed on any image."""
+    """Models of which some attack with a budget followed the gradient and changed no image's loss or predictions."""
     clean = {(cell.model, cell.defense): records for cell, records in results.cells if cell.attack == "none"}
-    moved: dict[tuple[str, str], bool] = {}
+    told: set[tuple[str, str]] = set()
     for cell, records in results.cells:
         key = cell.model, cell.defense
-        if key in clean and cell.threat in ("white-box", "adaptive") and records.backwards.any():
-            moved[key] = moved.get(key, False) or _outcomes(records) != _outcomes(clean[key])
-    for (model, defense), any_moved in moved.items():
-        if not any_moved:
+        direct = cell.threat in ("white-box", "adaptive") and cell.eps and records.backwards.any()
+        if not direct or key not in clean or key in told:
+            continue
+        before, after = _outcomes(clean[key]), _outcomes(records)
+        shared = [name for name in before if name in set(records.ids)]
+        if shared and all(before[name] == after.get(name) for name in shared):
+            told.add(key)
             yield (
-                f"No attack that follows the gradient changes anything for {model}{_behind(defense)}, on any image: "
-                "the gradient is zero (a constant output, or a step without one), so this is no robustness. Try "
+                f"{cell.attack} follows the gradient of {cell.model}{_behind(cell.defense)} and changes nothing on any "
+                "image: the gradient is zero (a constant output, or a step without one), so this is no robustness. Try "
                 "square, or images made on another model."
             )
 
 
 def _outcomes(records: Records) -> dict[str, tuple[str, list[int]]]:
-    rows = zip(records.loss.tolist(), records.counts.intersection.tolist(), strict=True)
-    return {name: (repr(loss), hits) for name, (loss, hits) in zip(records.ids, rows, strict=True)}
+    """id -> (loss, right pixels by class) of the images on which there is something to win."""
+    rows = zip(records.ids, records.loss.tolist(), records.counts.intersection.tolist(), strict=True)
+    return {name: (repr(loss), hits) for name, loss, hits in rows if not math.isnan(loss) and any(hits)}
 
 
 def _behind(defense: str) -> str:

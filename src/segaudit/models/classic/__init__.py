@@ -39,10 +39,10 @@ def classic(name: str, outputs: int, /, **args: Any) -> Network:
 
     Segmentation: `fcn8s`, `segnet`, `dilatednet`, `enet`, `icnet`, `deeplab_v2`, `unet` (GroupNorm, for gradients of
     single images), and `crf_rnn` on top of any of them. Classifiers: `lenet`, `resnet20`, `vgg16`. All take `width`, a
-    factor on the paper's channels. Those on VGG16 or a ResNet take `backbone` and `backbone_weights`: a file in
-    torchvision's layout, its head left out. The others: `batch_norm` (dilatednet, deeplab_v2), `context` (dilatednet),
-    `rates`, `scales`, `caffe`, `conversion` (deeplab_v2), `groups` (unet), `channels` of the image (unet, lenet,
-    resnet20, vgg16), and for crf_rnn `base`, `base_args` and the mean field's own. ImageNet mean and std.
+    factor on the paper's channels. Also: `backbone` (fcn8s, deeplab_v2: VGG16 or a ResNet), `backbone_weights` (fcn8s,
+    segnet, dilatednet, deeplab_v2, vgg16: a file in torchvision's layout, its head left out), `batch_norm`, `context`
+    (dilatednet), `rates`, `scales`, `caffe`, `conversion` (deeplab_v2), `groups` (unet), `channels` of the image (unet,
+    lenet, resnet20, vgg16), and for crf_rnn `base`, `base_args` and the mean field's own. ImageNet mean and std.
     Source: Long et al. 2015, Badrinarayanan et al. 2017, Yu & Koltun 2016, Paszke et al. 2016, Zhao et al. 2018,
     Source: Chen et al. 2018, Ronneberger et al. 2015, Zheng et al. 2015, LeCun et al. 1998, He et al. 2016 and
     Source: Simonyan & Zisserman 2015; VGG and ResNet need the extra `models`.
@@ -61,6 +61,8 @@ def classic(name: str, outputs: int, /, **args: Any) -> Network:
             raise UserError(f"classic {name}: {key} must be true or false, not {value!r}")
         if type(own[key]) is int and (type(value) is not int or value < 1):
             raise UserError(f"classic {name}: {key} must be a whole number of at least 1, not {value!r}")
-        if type(own[key]) is float and (type(value) not in (int, float) or not 0 < value < 1000):
-            raise UserError(f"classic {name}: {key} must be a number above 0, not {value!r}")
+        least = 0 if key.endswith("_weight") else 1e-9
+        if type(own[key]) is float and (type(value) not in (int, float) or not least <= value < 1000):
+            bound = "above 0" if least else "of at least 0"
+            raise UserError(f"classic {name}: {key} must be a number {bound}, not {value!r}")
     return NETWORKS[name](outputs, **args)

@@ -9,8 +9,9 @@ from segaudit.models.classic._parts import scaled, statistics
 
 
 def lenet(outputs: int, *, width: float = 1.0, channels: int = 3) -> Network:
-    """LeNet-5 as a classifier, with ReLU and max pooling; for images of 28 x 28, others are pooled to its 5 x 5.
+    """LeNet-5 as a classifier, with ReLU and max pooling, for images of 28 x 28.
 
+    Images of other sizes, from 10 x 10 on, are pooled to its 5 x 5.
     channels: of the image (1 for grey). The third layer sees all maps of the second, not the paper's choice of them.
     Parameters: the paper 60,000, here 61,706 (one channel, 10 classes).
     Source: LeCun et al. 1998.
