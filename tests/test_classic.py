@@ -379,10 +379,8 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_each_argument_that_is_said_to_be_there_is_there() -> None:
-    text = " ".join(str(classic.__doc__).split())
-    told = re.findall(
-        r"((?:`\w+`(?:, | and )?)+) ?(?:of the image )?\(([^):]+)", text.partition("Also: ")[2].partition("Source")[0]
-    )
+    text = " ".join(str(classic.__doc__).split()).partition("Also: ")[2].partition("Source")[0]
+    told = re.findall(r"((?:`\w+`(?:, | and )?)+) ?(?:of the image )?\(([^):]+)", text)
     assert len(told) >= 6
     for arguments, where in told:
         for name in [name for name in NETWORKS if re.search(rf"\b{name}\b", where)]:

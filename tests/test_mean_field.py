@@ -161,5 +161,5 @@ def test_half_precision_outside_does_not_reach_the_kernels() -> None:
 
 
 def test_a_window_without_a_middle_is_refused() -> None:
-    with pytest.raises(UserError, match="^window must be an odd number of pixels, not 4$"):
+    with pytest.raises(UserError, match=r"^window must be an odd number of pixels, not 4$"):
         MeanField(3, window=4)
