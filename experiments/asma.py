@@ -1,0 +1,102 @@
+"""The loss curves of `camvid-asma.yaml`: the cross-entropy to the target at each forward pass, a mean over images.
+
+    python experiments/asma.py [--images 4]
+
+Writes `results/camvid-asma-loss.csv` (model, attack, pass, cross-entropy, share of pixels on target) and a drawing of
+it, `camvid-asma-loss.svg`. Needs $SEGAUDIT_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segaudit import registry
+from segaudit.audit import build, parts
+from segaudit.audit.spec import AttackSpec, RunSpec
+from segaudit.data.base import Dataset
+from segaudit.models.fast import Fast
+from segaudit.nn.passes import watch
+from segaudit.nn.precision import prepare_process, resolve
+from segaudit.rng import ImageStreams
+from segaudit.types import VOID, Segmenter
+
+HERE = Path(__file__).parent
+NAME = HERE / "results" / "camvid-asma-loss"
+COLOURS = ("#1b6ca8", "#d1495b", "#3c8d5a")
+WIDTH, HEIGHT, EDGE = 360, 240, 44
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=4)
+    count = parser.parse_args().images
+    prepare_process()
+    spec = parts.read(RunSpec, HERE / "camvid-asma.yaml")
+    data = build.dataset(spec.data)
+    panels: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for model in spec.models:
+        net = build.model(model, data.class_names)
+        for attack in spec.attacks:
+            found = curve(net, data, attack, spec, count)
+            panels.setdefault(model.title(), {})[attack.label().partition(" to ")[0]] = found
+            print(f"{model.title()}, {attack.label()}: {found[0, 0]:.3f} -> {found[-1, 0]:.3f}", flush=True)
+    lines = ["model,attack,pass,cross_entropy,on_target"]
+    for model_name, curves in panels.items():
+        for label, values in curves.items():
+            lines += [f'{model_name},"{label}",{i},{loss:.5f},{share:.5f}' for i, (loss, share) in enumerate(values)]
+    NAME.with_suffix(".csv").write_text("\n".join([*lines, ""]))
+    NAME.with_suffix(".svg").write_text(drawing(panels))
+
+
+def curve(net: Segmenter, data: Dataset, attack: AttackSpec, spec: RunSpec, count: int) -> NDArray[np.float64]:
+    """passes x (cross-entropy, share on target): each image by itself, so that a finished one stays in the mean."""
+    assert attack.target is not None
+    goal = data.batch([attack.target.args["id"]]).labels
+    found = []
+    for name in [name for name in data.ids if name != attack.target.args["id"]][:count]:
+        batch = data.batch([name])
+        pixels = batch.images.contiguous(memory_format=torch.channels_last)
+        labels = goal.where(batch.labels != VOID, VOID)
+        view = Fast(net, resolve(spec.precision), pixels)
+        own = {**attack.args, **({"eps": spec.eps[0]} if registry.accepts("attack", attack.name, "eps") else {})}
+        with watch(view, labels) as passes:
+            streams = ImageStreams(spec.seed, batch.ids, attack.name)
+            registry.load("attack", attack.name)(view, pixels, labels, rng=streams, targeted=True, **own)
+        found.append(passes)
+    longest = max(map(len, found))
+    return np.array([passes + passes[-1:] * (longest - len(passes)) for passes in found]).mean(0)
+
+
+def drawing(panels: dict[str, dict[str, NDArray[np.float64]]]) -> str:
+    """The curves as SVG: a panel a model, the loss on a logarithmic axis."""
+    every = np.concatenate([values[:, 0] for curves in panels.values() for values in curves.values()])
+    low, high = np.log10(every.min()), np.log10(every.max())
+    made = []
+    for column, (title, curves) in enumerate(panels.items()):
+        left = EDGE + column * (WIDTH + EDGE)
+        made.append(f'<rect x="{left}" y="24" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>')
+        made.append(f'<text x="{left}" y="16">{title}: cross-entropy to the target</text>')
+        for value in (every.max(), every.min()):
+            y = 24 + HEIGHT * (high - np.log10(value)) / (high - low)
+            made.append(f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
+        for number, (label, values) in enumerate(curves.items()):
+            x = left + WIDTH * np.arange(len(values)) / max(1, len(values) - 1)
+            y = 24 + HEIGHT * (high - np.log10(values[:, 0])) / (high - low)
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+            made.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[number]}" stroke-width="1.5"/>')
+            place = f'x="{left + 8}" y="{HEIGHT - 20 + 16 * number}"'
+            made.append(f'<text {place} fill="{COLOURS[number]}">{label}</text>')
+        made.append(f'<text x="{left + WIDTH}" y="{HEIGHT + 40}" text-anchor="end">forward passes</text>')
+    size = f'width="{len(panels) * (WIDTH + EDGE) + EDGE}" height="{HEIGHT + 52}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>', *made, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    main()
