@@ -183,6 +183,8 @@ from segaudit.data.base import Dataset
 
 
 class Whole(Dataset):
+    image_labels = True
+
     class_names, palette = ("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
     def read(self, image_id):

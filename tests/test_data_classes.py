@@ -17,7 +17,7 @@ import pytest
 from data_kit import refused, save
 from segaudit.data.base import Dataset
 from segaudit.data.cifar10 import BATCHES, CLASS_NAMES, cifar10
-from segaudit.data.mnist import mnist
+from segaudit.data.mnist import mnist, read_idx
 
 RNG = np.random.default_rng(0)
 DIGITS = RNG.integers(0, 256, (6, 28, 28), dtype=np.uint8)
@@ -81,6 +81,8 @@ def test_mnists_faults_are_named(tmp_path: Path) -> None:
     faulty(images, gzip.compress(idx(DIGITS)[:-5]), "4699 numbers, not 6 x 28 x 28")
     faulty(images, gzip.compress(idx(TRUTH)), "3 axes")
     faulty(images, b"", "3 axes")
+    faulty(images, struct.pack(">4I", 0x803, 1 << 31, 1 << 31, 4), "0 numbers, not 2147483648 x 2147483648 x 4")
+    refused(lambda: read_idx(tmp_path, 3, 0), str(tmp_path), "cannot be read")
     images.rename(images.with_suffix(".GZ"))
     assert mnist(str(tmp_path)).sample("test/00004")[1].item() == 9
     labels.unlink()
@@ -123,8 +125,8 @@ def test_cifars_own_files_of_python_2_are_read(tmp_path: Path) -> None:
 
 
 class _Calls:
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self) -> Any:
         return self.call
@@ -142,6 +144,33 @@ def test_a_pickle_that_calls_anything_is_refused_and_not_called(tmp_path: Path) 
             assert not victim.exists()
 
 
+def forged(kind: str, inside: str = "O8") -> _Calls:
+    """An array whose bytes are an address: its dtype says in its state that it holds objects, and that it does not."""
+    objects = _Calls(np.dtype, inside, False, True, state=(3, "|", None, None, None, -1, -1, 0))
+    dtype = _Calls(np.dtype, kind, False, True, state=(3, "|", None, ("a",), {"a": (objects, 0)}, 8, 1, 0))
+    shape = (8,) if inside == "u1" else (1,)
+    reconstruct = np.empty(0).__reduce__()[0]
+    return _Calls(reconstruct, np.ndarray, (0,), b"b", state=(1, shape, dtype, False, b"\x08" + bytes(7)))
+
+
+def test_a_pickle_can_neither_forge_an_array_nor_read_memory(tmp_path: Path) -> None:
+    rows = np.zeros((1, 3072), np.uint8)
+    change = b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__(U\x01atsU\x08__name__U\x01as\x86b."
+    for i, (content, part) in enumerate((
+        (pickle.dumps({"data": _Calls(np.ndarray, (1, 3072), "u1"), "labels": [1]}), "not a batch"),
+        (pickle.dumps({"data": _Calls(np.dtype, "u1", False, True), "labels": [1]}), "3072 an image"),
+        (pickle.dumps({"data": rows, "labels": [forged("O8")]}), "not bytes"),
+        (pickle.dumps({"data": rows, "labels": [forged("u1", "u1")]}), "image 0 has the label of type"),
+        (pickle.dumps({"data": forged("u1", "u1"), "labels": [1]}), "3072 an image"),
+        (change, "it changes"),
+        (pickle.dumps({"data": rows, "labels": [forged("V8")]}), "not bytes"),
+    )):  # fmt: skip
+        path = write_cifar(tmp_path)
+        path.write_bytes(content)
+        os.utime(path, (0, i))
+        refused(lambda: cifar10(str(tmp_path)), str(path), part)
+
+
 def test_cifars_faults_are_named(tmp_path: Path) -> None:
     path = write_cifar(tmp_path)
     rows = np.zeros((2, 3072), np.uint8)
@@ -149,6 +178,8 @@ def test_cifars_faults_are_named(tmp_path: Path) -> None:
         (pickle.dumps({"data": rows, "labels": [1]}), "a label for each of its 2 images"),
         (pickle.dumps({"data": rows, "labels": [1, 10]}), "image 1 has the label 10"),
         (pickle.dumps({"data": rows, "labels": [1, -1]}), "image 1 has the label -1"),
+        (pickle.dumps({"data": rows, "labels": [1, 10**5000]}), "image 1 has the label of type int"),
+        (pickle.dumps({"data": rows, "labels": [1, "1\n"]}), "image 1 has the label of type str"),
         (pickle.dumps({"data": rows[:, :1024], "labels": [1, 1]}), "3072 an image"),
         (pickle.dumps({"data": rows.astype(float), "labels": [1, 1]}), "not bytes"),
         (pickle.dumps({"data": rows, "fine_labels": [1, 1]}), "'labels'"),

@@ -6,6 +6,7 @@ import json
 import pickle
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,18 +107,40 @@ def test_a_wrong_region_is_refused(wrong: Any, fault: str) -> None:
 def test_elements_are_found_where_they_are_whatever_the_size_of_a_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = {"info": {"a": [1, "]"]}, "b": [], "images": [{"n": "é}{"}, {"n": [1, {}]}], "year": 2017, "c": [12, 345]}
+    whole = {"info": {"é": [1, "]"]}, "b": [], "ü": [{"n": "é}{"}, {"n": [1, {}]}, "日本.jpg"], "y": 7, "c": [12, 345]}
     for i, text in enumerate((json.dumps(whole), json.dumps(whole, indent=2, ensure_ascii=False))):
         path = tmp_path / f"{i}.json"
         path.write_text(text, encoding="utf-8")
         for chunk in (1, 7, 1 << 20):
             monkeypatch.setattr(_json, "CHUNK", chunk)
             found = list(_json.elements(path))
-            assert [key for key, *_ in found] == ["images", "images", "c", "c"]
-            assert [_json.element(path, first, last) for _, _, first, last in found] == whole["images"] + whole["c"]
+            assert [key for key, *_ in found] == ["ü", "ü", "ü", "c", "c"]
+            assert [made for _, made, *_ in found] == whole["ü"] + whole["c"]
+            assert [_json.element(path, first, last) for _, _, first, last in found] == whole["ü"] + whole["c"]
         path.write_text(text[:-4])
         with pytest.raises(UserError, match=rf"{i}\.json: .*copy it again"):
             list(_json.elements(path))
+
+
+def test_a_long_value_is_decoded_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, decoded = tmp_path / "x.json", []
+
+    def decode(text: str, at: int) -> tuple[Any, int]:
+        decoded.append(len(text) - at)
+        return json.JSONDecoder().raw_decode(text, at)
+
+    monkeypatch.setattr(_json, "CHUNK", 64)
+    monkeypatch.setattr(_json, "DECODER", SimpleNamespace(raw_decode=decode))
+    path.write_text(json.dumps({"info": {"text": "a" * 20000}, "images": ["b" * 20000, 1]}))
+    assert [len(str(made)) for _, made, *_ in _json.elements(path)] == [20000, 1]
+    assert sum(decoded) < 5 * path.stat().st_size
+
+
+def test_text_that_is_not_utf_8_and_endless_lists_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for content in (b'{"x": ["caf\xe9.jpg"]}', b'{"x": ' + b"[" * 10**5, b'{"x": [' + b"9" * 10**4 + b"]}"):
+        path.write_bytes(content)
+        refused(lambda: list(_json.elements(path)), str(path), "not whole JSON")
 
 
 def annotation(image: int, category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
@@ -229,6 +252,41 @@ def test_faults_of_the_file_and_its_images_are_named(tmp_path: Path) -> None:
     refused(lambda: coco(str(tmp_path)), str(path), "copy it again")
     refused(lambda: coco(str(tmp_path), annotations="panoptic"), "no file", "panoptic_val2017.json")
     refused(lambda: coco(str(tmp_path), annotations="instance"), "did you mean 'instances'")
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("id", "x"), ("id", 2**70), ("height", "8"), ("height", 0), ("width", 2**40), ("width", 5.0), ("width", True)],
+)
+def test_an_image_that_is_no_image_is_named(tmp_path: Path, key: str, wrong: Any) -> None:
+    image = {"id": 1, "file_name": f"{ONE}.jpg", "height": H, "width": W, key: wrong}
+    path = write(tmp_path, "instances", [annotation(1, 1, [BOX])], count=1, images=[image])
+    refused(lambda: coco(str(tmp_path)).sample(ONE), str(path), "'images'", f"its {key} is not a whole number")
+
+
+def test_an_annotation_out_of_range_is_named(tmp_path: Path) -> None:
+    for wrong in ({"image_id": 2**70}, {"image_id": "x"}, {"category_id": -1}, {"category_id": "car"}):
+        path = write(tmp_path, "instances", [annotation(1, 1, [BOX]) | wrong])
+        refused(lambda: coco(str(tmp_path)), str(path), "'annotations'", f"its {next(iter(wrong))} is not")
+    write(tmp_path, "instances", [annotation(1, 1, [[10**400, *BOX[1:]]])])
+    refused(lambda: coco(str(tmp_path)).sample(ONE), str(path), "annotation 10", "too large")
+    write(tmp_path, "instances", [], categories=[*CATEGORIES, {"id": "x", "name": "cat"}])
+    refused(lambda: coco(str(tmp_path)), str(path), "'categories'", "its id is not")
+    path, _ = panoptic(tmp_path)
+    for wrong, told in (
+        ({}, "KeyError: 'id'"),
+        ({"id": []}, "its id is not"),
+        ({"id": 1, "category_id": -1}, "its cat"),
+    ):
+        write(tmp_path, "panoptic", [{"image_id": 1, "segments_info": [{"category_id": 1, **wrong}]}], count=1)
+        refused(lambda: coco(str(tmp_path)).sample(ONE), str(path), "'annotations'", told)
+
+
+def test_a_name_need_not_be_ascii(tmp_path: Path) -> None:
+    path = write(tmp_path, "instances", [annotation(1, 1, [BOX])], count=1)
+    path.write_text(path.read_text().replace(ONE, "café"), encoding="utf-8")
+    (tmp_path / f"val2017/{ONE}.jpg").rename(tmp_path / "val2017/café.jpg")
+    assert coco(str(tmp_path)).sample("café")[1].unique().tolist() == [0, 15]
 
 
 def test_the_digest_changes_with_the_annotations(tmp_path: Path) -> None:

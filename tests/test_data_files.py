@@ -119,6 +119,13 @@ def test_a_data_set_of_ones_own_may_be_grey_or_a_classifiers() -> None:
     assert labels.tolist() == [[1]]
     with pytest.raises(UserError, match=r"^bad: the mask holds label 2, but there are 2 classes"):
         _Two(["bad"]).sample("bad")
+    data = _Two(["x"])
+    data.image_labels = False
+    with pytest.raises(UserError, match=r"^x: the mask is 1 x 1 but the image \d+ x \d+; .* same size.*image_labels"):
+        data.sample("x")
+    data = _Two(["full"])
+    with pytest.raises(UserError, match=r"^full: the mask is .* 1 x 1 where the data set has `image_labels`"):
+        data.sample("full")
 
 
 def test_colours_differ() -> None:
@@ -126,7 +133,9 @@ def test_colours_differ() -> None:
 
 
 class _Two(Dataset):
-    class_names = ("no", "yes")
+    class_names, image_labels = ("no", "yes"), True
 
     def read(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+        if image_id == "full":
+            return GREY[:, :, None], np.zeros_like(GREY)
         return GREY[:, :, None], np.array([[2 if image_id == "bad" else 1]], np.uint8)

@@ -38,6 +38,16 @@ def test_values_map_to_names_in_the_tables_order(tmp_path: Path) -> None:
         folder(tmp_path, {26: "car", 7: "road", 24: "car"}).sample("x")
 
 
+def test_a_mask_of_one_pixel_is_of_an_image_of_one_pixel(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path, [[1]]), ["a", "b"], size=[2, 3])
+    assert data.sample("x")[1].tolist() == [[1, 1, 1], [1, 1, 1]]
+    save(tmp_path / "images/y.jpg", np.zeros((4, 6, 3)))
+    save(tmp_path / "masks/y.png", [[1]])
+    for size in (None, [2, 3]):
+        with pytest.raises(UserError, match=r"y\.png: the mask is 1 x 1 but the image 4 x 6"):
+            folder(tmp_path, ["a", "b"], size=size).sample("y")
+
+
 def test_255_may_be_a_class(tmp_path: Path) -> None:
     tree(tmp_path, [[0, 255]])
     assert folder(tmp_path, {"0": "background", "255": "polyp"}).sample("x")[1].tolist() == [[0, 1]]

@@ -124,6 +124,35 @@ def test_slices_stand_upright_however_they_are_stored(save: Save, root: Path) ->
     refused(lambda: msd_liver(str(root), "all"), "imagesTr/liver_1.nii.gz", "no axial slices")
 
 
+def test_labels_are_turned_by_their_own_axes(save: Save, root: Path) -> None:
+    names = msd_liver(str(root), "all", empty="skip").ids
+    before = [msd_liver(str(root), "all").sample(name)[1] for name in names]
+    far = np.diag([-1.0, -1, -1, 1])
+    far[:3, 3] = np.array(SHAPE) - 1
+    for patient in PATIENTS:
+        save(root / f"labelsTr/{patient}.nii.gz", truth()[::-1, ::-1, ::-1], far)
+    room._opened.cache_clear()
+    after = msd_liver(str(root), "all", empty="skip")
+    assert after.ids == names
+    assert all((after.sample(name)[1] == labels).all() for name, labels in zip(names, before, strict=True))
+
+
+def test_labels_that_lie_elsewhere_are_refused(save: Save, root: Path) -> None:
+    path, near, high, wide = root / "labelsTr/liver_1.nii.gz", RAS.copy(), RAS.copy(), RAS.copy()
+    near[0, 3], high[2, 3], wide[1, 1] = 0.01, 1, 1.5
+
+    def sample() -> Any:
+        room._opened.cache_clear()
+        return msd_liver(str(root), "all").sample("liver_1/slice_001")[1]
+
+    before = sample()
+    for affine, apart in ((high, "by 1 voxels"), (wide, "by 1.5 voxels"), (LPS, "by 5 voxels")):
+        save(path, truth(), affine)
+        refused(sample, str(path), "elsewhere than the scan", apart)
+    save(path, truth(), near)
+    assert (sample() == before).all()
+
+
 def test_empty_slices_can_be_left_out(root: Path) -> None:
     data = msd_liver(str(root), "all", empty="skip", patients=["liver_1"])
     assert data.ids == ("liver_1/slice_001", "liver_1/slice_002")

@@ -20,6 +20,8 @@ class ClassFolders(Dataset):
     Raises UserError for an image in no folder, or in one of another name than a class.
     """
 
+    image_labels = True
+
     def __init__(
         self,
         top: Path,

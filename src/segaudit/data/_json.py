@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from segaudit.types import UserError
 
 CHUNK = 1 << 22
-"""Characters that are read at once."""
+"""Characters that are read at once, unless a value is longer."""
 SPACE = re.compile(r"[ \t\r\n]*")
 DECODER = json.JSONDecoder()
 
@@ -24,7 +24,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any, int, int]]:
     try:
         with path.open(encoding="latin-1", newline="") as file:  # a character a byte: places are those of the file
             yield from _walk(_Text(file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: this is not whole JSON ({error}); copy it again") from error
 
 
@@ -34,7 +34,7 @@ def element(path: Path, first: int, last: int) -> Any:
         with path.open("rb") as file:
             file.seek(first)
             return json.loads(file.read(last - first))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: it has changed since it was opened, or cannot be read ({error})") from error
 
 
@@ -46,7 +46,7 @@ class _Text:
 
     def more(self) -> bool:
         """Drop what is read and read on; False, and nothing changes, at the end."""
-        added = self.file.read(CHUNK)
+        added = self.file.read(max(CHUNK, len(self.text) - self.at))  # doubled: a long value is decoded few times
         if not added:
             return False
         self.before += self.at
@@ -83,6 +83,9 @@ class _Text:
                 continue
             if end == len(self.text) and self.more():  # a number may go on
                 continue
+            piece = self.text[self.at : end]
+            if not piece.isascii():
+                made = json.loads(piece.encode("latin-1").decode("utf-8"))
             first, self.at = self.before + self.at, end
             return made, first, self.before + end
 

@@ -32,6 +32,8 @@ class Dataset(ABC):
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    image_labels = False
+    """Whether an image has one label, a mask of 1 x 1: a classifier's data."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The image H x W x C and its mask H x W of class numbers and `VOID` (1 x 1 for a classifier)."""
+        """The image H x W x C and its mask H x W of class numbers and `VOID` (1 x 1 with `image_labels`)."""
 
     def where(self, image_id: str) -> str:
         """What to call the image in a message: its file, where it has one."""
@@ -72,10 +74,10 @@ class Dataset(ABC):
         Raises UserError for a mask of another size or a label outside of the classes.
         """
         image, mask = self.read(image_id)
-        if mask.shape != (1, 1) and mask.shape != image.shape[:2]:
+        if mask.shape != ((1, 1) if self.image_labels else image.shape[:2]):
             raise UserError(
                 f"{self.where(image_id)}: the mask is {_by(mask.shape)} but the image {_by(image.shape[:2])}; "
-                "they must be of the same size"
+                "they must be of the same size, or the mask 1 x 1 where the data set has `image_labels`"
             )
         wrong = mask[(mask < 0) | (mask >= len(self.class_names)) & (mask != VOID)]
         if wrong.size:
@@ -85,7 +87,7 @@ class Dataset(ABC):
             )
         if self.size:
             image = np.stack([_resize(band, self.size, Image.Resampling.BILINEAR) for band in np.moveaxis(image, 2, 0)])
-            if mask.shape != (1, 1):
+            if not self.image_labels:
                 mask = _resize(mask, self.size, Image.Resampling.NEAREST)
         else:
             image = np.moveaxis(image, 2, 0)

@@ -28,7 +28,7 @@ TREE = (
 class Batches(Dataset):
     """The images of torchvision's batch files, by file name; an id is `FILE/NUMBER`."""
 
-    class_names, palette = CLASS_NAMES, colours(len(CLASS_NAMES))
+    class_names, palette, image_labels = CLASS_NAMES, colours(len(CLASS_NAMES)), True
 
     def __init__(
         self,
@@ -98,43 +98,93 @@ def read_batch(path: Path, written: int) -> tuple[NDArray[np.uint8], NDArray[np.
         images, labels = batch["data"], batch["labels"]
     except Exception as error:  # a damaged pickle may end in any of them
         raise UserError(f"{path}: this is not a batch of CIFAR-10 ({error}); download it again") from error
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
+    images = images.values if type(images) is _Array else np.empty(0, np.uint8)
+    if images.shape[1:] != (3072,):
         raise UserError(f"{path}: its images are not bytes, 3072 an image; download it again")
     if not isinstance(labels, list) or len(labels) != len(images):
         raise UserError(f"{path}: it does not hold a label for each of its {len(images)} images; download it again")
     for number, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < len(CLASS_NAMES):
-            raise UserError(f"{path}: image {number} has the label {label!r}; classes are 0 to {len(CLASS_NAMES) - 1}")
+            told = label if type(label) is int and label.bit_length() < 64 else f"of type {type(label).__name__}"
+            raise UserError(f"{path}: image {number} has the label {told}; classes are 0 to {len(CLASS_NAMES) - 1}")
     return images, np.array(labels, np.uint8)
 
 
-def _bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in an old pickle."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes as {encoding}")
-    return text.encode(encoding)
+class _Named:
+    """In place of what a file may name: it cannot be called, and the file cannot give it a state."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes what arrays are made with")
 
 
-def _dtype(kind: str, align: int, copy: int) -> Any:
-    """How a dtype is written in a pickle, with numbers for what numpy now wants as booleans."""
-    return np.dtype(kind, align=bool(align), copy=bool(copy))
+class _Encode(_Named):
+    """`_codecs.encode`: how Python 3 writes bytes in an old pickle."""
+
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError("it encodes its text as something else than latin1")
+        return text.encode("latin-1")
 
 
-ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _bytes,
+class _Dtype(_Named):
+    """`numpy.dtype`, and the one dtype there is: bytes, whatever more the file says of it."""
+
+    __slots__ = ()
+
+    def __call__(self, kind: str, *_: Any) -> _Dtype:
+        if kind != "u1":
+            raise pickle.UnpicklingError("its numbers are not bytes")
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Array:
+    """An array of bytes, whose numbers come with its state."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_column, raw = state
+        raw = raw.encode("latin-1") if type(raw) is str else raw  # Python 2's bytes
+        sides = type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape)
+        if not sides or type(dtype) is not _Dtype or by_column or type(raw) is not bytes:
+            raise pickle.UnpicklingError("its numbers are not bytes, row by row")
+        self.values = np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+class _Reconstruct(_Named):
+    """numpy's `_reconstruct`: an array still to be filled."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> _Array:
+        return _Array()
+
+
+ADMITTED: dict[tuple[str, str], _Named] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy", "ndarray"): _Named(),
+    ("numpy", "dtype"): _Dtype(),
+    ("_codecs", "encode"): _Encode(),
 }
-"""All that a batch file may call: what arrays and bytes are made with."""
+"""All that a batch file may name. None of it is numpy's own, which trusts the states that a file gives it."""
 
 
 class _Plain(pickle.Unpickler):
-    """A pickle may name any function there is, to be called as it is read: here it may name those of arrays alone."""
+    """A pickle may name any function there is, to be called as it is read: here it may name stand-ins alone."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The admitted function of this name. Raises UnpicklingError for any other."""
+    def find_class(self, module: str, name: str) -> _Named:
+        """What stands in for this name. Raises UnpicklingError for one that is not admitted."""
         if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}")
         return ADMITTED[module, name]

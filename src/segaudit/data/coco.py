@@ -25,6 +25,10 @@ RENAMED = {
 }  # fmt: skip
 """COCO's names of VOC's classes, where they are not VOC's own."""
 KINDS = ("panoptic", "instances")
+LARGEST = (1 << 62) - 1
+"""Of the ids, which are kept in 64 bits."""
+SIDE = 65535
+"""The longest side of an image: JPEG has no longer one."""
 TREE = (
     "SPLIT/NAME.jpg, and annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json with "
     "annotations/panoptic_SPLIT/NAME.png (SPLIT: train2017, val2017)"
@@ -61,15 +65,19 @@ def read_index(path: Path, panoptic: bool) -> Index:
     for key, entry, first, last in elements(path):
         try:
             if key == "images":
-                images[Path(entry["file_name"]).stem] = (entry["id"], entry["height"], entry["width"])
+                sides = _whole(entry, "height", 1, SIDE), _whole(entry, "width", 1, SIDE)
+                images[Path(entry["file_name"]).stem] = (_whole(entry, "id"), *sides)
             elif key == "categories":
-                classes[entry["id"]] = numbers.get(RENAMED.get(entry["name"], entry["name"]), 0)
+                classes[_whole(entry, "id")] = numbers.get(RENAMED.get(entry["name"], entry["name"]), 0)
             elif key == "annotations":
                 parts = entry["segments_info"] if panoptic else [entry]
-                for category in {part["category_id"] for part in parts} or {-1}:
-                    found.extend((entry["image_id"], category, first, last))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: an entry of {key!r} at byte {first} is not COCO's ({error!r})") from error
+                for part in parts if panoptic else ():
+                    _whole(part, "id")
+                for category in {_whole(part, "category_id") for part in parts} or {-1}:
+                    found.extend((_whole(entry, "image_id"), category, first, last))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: an entry of {key!r} at byte {first} is not COCO's ({told})") from error
     rows = np.array(found, np.int64).reshape(-1, 4)
     unknown = np.setdiff1d(rows[:, 1], [-1, *classes])
     if unknown.size:
@@ -77,6 +85,14 @@ def read_index(path: Path, panoptic: bool) -> Index:
     if not any(classes.values()):
         raise UserError(f"{path}: none of its categories has the name of a VOC class, such as person or car")
     return Index(path, images, classes, rows[rows[:, 0].argsort(kind="stable")])
+
+
+def _whole(entry: Any, key: str, least: int = 0, most: int = LARGEST) -> int:
+    """A whole number of an entry. Raises ValueError for anything else, which may be too long to be shown."""
+    value = entry[key]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"its {key} is not a whole number from {least} to {most}")
+    return value
 
 
 class Coco(Dataset):
@@ -118,7 +134,7 @@ class Coco(Dataset):
             number = self.index.classes[entry["category_id"]]
             try:
                 area = region(entry.get("segmentation"), height, width)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(f"{self.where(name)}: annotation {entry.get('id')}: {error}") from error
             if entry.get("iscrowd"):
                 void |= area

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,7 +29,7 @@ TREE = (
 class Digits(Dataset):
     """The images of one idx file with the labels of another; an id is `SPLIT/NUMBER`."""
 
-    class_names, palette = CLASS_NAMES, colours(len(CLASS_NAMES))
+    class_names, palette, image_labels = CLASS_NAMES, colours(len(CLASS_NAMES)), True
 
     def __init__(
         self,
@@ -101,15 +102,18 @@ def read_idx(path: Path, axes: int, written: int) -> NDArray[np.uint8]:
     """
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: this gzip file is damaged ({error}); download it again") from error
     start = 4 + 4 * axes
     head = np.frombuffer(content[:start].ljust(start, b"\0"), ">u4")
     if head[0] != 0x800 + axes:
         raise UserError(f"{path}: this is not an idx file of bytes with {axes} axes; download it again")
     shape = tuple(head[1:].tolist())
-    if len(content) - start != np.prod(shape):
+    if len(content) - start != math.prod(shape):
         wanted = " x ".join(map(str, shape))
         raise UserError(f"{path}: it holds {len(content) - start} numbers, not {wanted}; download it again")
     values = np.frombuffer(content, np.uint8, offset=start)

@@ -81,7 +81,7 @@ class Slices(Dataset):
                     yield f"{patient}/slice_{number:03}"
 
     def _slice(self, patient: str, which: int, number: int) -> NDArray[Any]:
-        """A slice of the scan (0) or the labels (1), turned upright by the scan's axes."""
+        """A slice of the scan (0) or the labels (1), upright; slices are counted as the scan has them."""
         scan, path = _volume(self.pairs[patient][0]), self.pairs[patient][which]
         volume = _volume(path)
         if volume.shape != scan.shape:
@@ -89,13 +89,21 @@ class Slices(Dataset):
             raise UserError(
                 f"{path}: the labels are {shapes[0]} but the scan {shapes[1]}; they must be of the same size"
             )
+        sides = ("L", "P", _nibabel().aff2axcodes(scan.affine)[2])
+        (across, down, through), places = _turned(volume, sides)
+        apart = _apart(places, _turned(scan, sides)[1], scan.shape)
+        if not apart < 0.5:
+            raise UserError(
+                f"{path}: the labels lie elsewhere than the scan, by {apart:.3g} voxels (their affines differ); "
+                "save them on the scan's grid"
+            )
+        at = volume.shape[2] - 1 - number if through else number
         try:
-            plane = np.asarray(volume.dataobj[:, :, number]).T
+            plane = np.asarray(volume.dataobj[:, :, at]).T
         except Exception as error:  # gzip, zlib and nibabel each have their own
             raise UserError(f"{path}: slice {number} cannot be read ({error}); copy the file again") from error
-        across, down, _ = _nibabel().aff2axcodes(scan.affine)
-        plane = plane[::-1] if down == "A" else plane
-        return plane[:, ::-1] if across == "R" else plane
+        plane = plane[::-1] if down else plane
+        return plane[:, ::-1] if across else plane
 
 
 def msd_liver(
@@ -151,6 +159,24 @@ def _volumes(folder: Path) -> dict[str, Path]:
     if not found:
         raise UserError(f"there are no volumes (.nii.gz, .nii) in {folder}; expected: {TREE}")
     return found
+
+
+def _turned(volume: Any, sides: Sequence[str]) -> tuple[list[bool], NDArray[np.float64]]:
+    """Whether each axis must be turned round to go towards its side, and the affine of the volume so turned."""
+    codes = _nibabel().aff2axcodes(volume.affine)
+    turns = [code != side for code, side in zip(codes, sides, strict=True)]
+    affine = np.array(volume.affine, np.float64)
+    for axis in np.flatnonzero(turns):
+        affine[:, 3] += affine[:, axis] * (volume.shape[axis] - 1)
+        affine[:, axis] *= -1
+    return turns, affine
+
+
+def _apart(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """How far two affines put a voxel apart at most, in sides of a voxel: the farthest is in a corner of the volume."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(shape)[:, None] - 1)
+    moved = (one - other)[:3] @ np.vstack([corners, np.ones(8)])
+    return float(np.linalg.norm(moved, axis=0).max() / np.linalg.norm(other[:3, :3], axis=0).min())
 
 
 def _nibabel() -> Any:
