@@ -53,6 +53,15 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "defense": {
         "none": "segaudit.defenses.none:none",
+        "multiscale": "segaudit.defenses.multiscale:multiscale",
+        "random_transforms": "segaudit.defenses.random_transforms:random_transforms",
+        "jpeg": "segaudit.defenses.jpeg:jpeg",
+        "median": "segaudit.defenses.median:median",
+        "bilateral": "segaudit.defenses.bilateral:bilateral",
+        "tv": "segaudit.defenses.tv:tv",
+        "bit_depth": "segaudit.defenses.bit_depth:bit_depth",
+        "blur": "segaudit.defenses.blur:blur",
+        "chain": "segaudit.defenses.chain:chain",
     },
     "membership": {},
     "data": {

@@ -78,6 +78,9 @@ class Segmenter(nn.Module, ABC):
 class Streams(Protocol):
     """One random stream an image; see `segaudit.rng`."""
 
+    def __len__(self) -> int:
+        """N, the number of images."""
+
     def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform numbers of the shape of `like` (N x ...), row i from the stream of image i."""
 
@@ -111,7 +114,10 @@ Target = Callable[..., Tensor]
 It sees a whole shard; `look_up(id)` gives the labels H x W of any image of the data set."""
 
 Defense = Callable[..., Segmenter]
-"""`(model, **own) -> Segmenter`: what is attacked and scored is the wrapped model."""
+"""`(model, **own) -> Segmenter`: what is attacked and scored is the wrapped model.
+
+One that draws anew in each pass has a true `random`, takes its numbers from `segaudit.rng.streams_of`, and may have an
+`eot`: the number of draws that an attack takes the mean of."""
 
 Membership = Callable[..., Sequence[float]]
 """`(experiment, **own)` -> one score an image, higher = more likely a member."""
@@ -165,6 +171,8 @@ class Records:
     seconds: Floats
     choice: Ints | None = None
     """Of a worst case over several attacks: which of them each row is of."""
+    redrawn: Counts | None = None
+    """Of a random model scored several times: the counts of every draw, N x draws x K; `counts` is the first."""
 
     def __len__(self) -> int:
         return len(self.ids)

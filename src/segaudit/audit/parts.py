@@ -94,7 +94,11 @@ class ModelSpec(Strict):
 
 
 def number(value: Any) -> Any:
-    """`"8/255"` -> 0.0313..., `"1e-3"` -> 0.001; anything else as it is."""
+    """`"8/255"` -> 0.0313..., `"1e-3"` -> 0.001, in lists and mappings too; anything else as it is."""
+    if isinstance(value, list):
+        return [number(own) for own in value]
+    if isinstance(value, Mapping):
+        return {key: number(own) for key, own in value.items()}
     if isinstance(value, str) and POWER.fullmatch(value):
         return float(value)
     if isinstance(value, str) and FRACTION.fullmatch(value):
@@ -152,6 +156,8 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         in_255 = value * 255
         return f"{in_255:.4g}/255" if 0 < value < 1 and abs(in_255 * 4 - round(in_255 * 4)) < 1e-9 else f"{value:g}"
+    if isinstance(value, list) and any(isinstance(own, Mapping) and "name" in own for own in value):  # of a chain
+        return "+".join(Part.model_validate(own).label() if "name" in own else str(own) for own in value)
     if isinstance(value, Mapping):
         return str(value.get("name", value)) if set(value) == {"name"} else "+".join(str(v) for v in value.values())
     return str(value)

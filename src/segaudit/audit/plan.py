@@ -37,7 +37,7 @@ class Job:
     chooses from, image by image, and what makes one worse (`metrics.worst_case.RULES`); it has a single part.
     fit: the images that its attack is fitted on first. outside: what the attack has changed is not scored.
     together: the models whose ensemble its images are made on, in place of the model's own. lender: the model that
-    the images of its source were made on.
+    the images of its source were made on. draws: how often it is scored if its defense is random.
     """
 
     key: str
@@ -56,6 +56,7 @@ class Job:
     outside: bool = False
     together: tuple[ModelSpec, ...] = ()
     lender: ModelSpec | None = None
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         source: Job | None,
         together: tuple[ModelSpec, ...] = (),
     ) -> Job:
-        crafted, fit = None, None
+        crafted, fit, draws = None, None, 1 if defense == none else spec.draws
         if attack is not None and source is None:
             fit = attack.fit_data(spec.data)
             crafted = _part("attack", attack) | {"precision": spec.precision}
@@ -141,6 +142,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
                 "target": _part("target", attack.target) if attack and attack.target else None,
             }
             | ({"together": [of(other) for other in together]} if together else {})
+            | ({"draws": draws} if draws > 1 else {})
         )
         label = attack.label() if attack else "none"
         cell = Cell(model.title(), defense.label(), threat, label, attack.norm() if attack else "", eps)
@@ -159,6 +161,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             outside=attack is not None and getattr(registry.load("attack", attack.name), "outside", False),
             together=together,
             lender=source.model if source else None,
+            draws=draws,
         )
 
     def worst(made: Mapping[Try, Job]) -> Iterator[Job]:
@@ -250,7 +253,12 @@ def _radii(attack: AttackSpec, eps: Sequence[float]) -> Sequence[float | None]:
 def _part(kind: str, part: Part) -> dict[str, Any]:
     """A part with the content of a user's own file, so that an edit makes a new cell."""
     path = registry.source_file(part.name)
-    return part.model_dump(mode="json") | ({"file": _code_digest(path)} if path else {})
+    inside = [_part(kind, Part.model_validate(own)) for own in part.args["parts"]] if part.name == "chain" else []
+    return (
+        part.model_dump(mode="json")
+        | ({"file": _code_digest(path)} if path else {})
+        | ({"parts": inside} if inside else {})
+    )
 
 
 def _data(part: Part) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class RunSpec(Strict):
     threats: how a defended model is attacked: `adaptive` (through the defense), `oblivious` (made on the bare
     model). transfer: score every model on the images made on every other; `{ensemble: true}`: and on those made on
     all others together. keep: keep all adversarial images.
-    batch: images attacked at once; it changes no result but for rounding.
+    batch: images attacked at once; it changes no result but for rounding. draws: how often a random defense is scored.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -112,6 +112,7 @@ class RunSpec(Strict):
     pictures: Pictures = Pictures(images=4)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch: int = Field(8, ge=1)
+    draws: int = Field(1, ge=1)
     seed: int = 0
 
     @model_validator(mode="before")

@@ -103,6 +103,8 @@ class Store:
         columns: dict[str, Any] = {"id": list(records.ids)}
         for prefix, counts in (("", records.counts), ("rounded_", records.rounded), ("goal_", records.goal)):
             columns |= {prefix + name: None if counts is None else list(getattr(counts, name)) for name in COUNTS}
+        if (drawn := records.redrawn) is not None:
+            columns |= {f"redrawn_{name}": list(getattr(drawn, name).reshape(len(records), -1)) for name in COUNTS}
         for prefix, norms in (("", records.norms), ("rounded_", records.norms_rounded)):
             columns |= {prefix + name: getattr(norms, name) for name in NORMS}
         columns |= {name: getattr(records, name) for name in (*SINGLES, "choice")}
@@ -123,6 +125,8 @@ class Store:
         def norms(prefix: str) -> Norms:
             return Norms(*(column[prefix + name].to_numpy() for name in NORMS))
 
+        shape = len(table), -1, matrix("target").shape[1]
+        drawn = [matrix(f"redrawn_{name}").reshape(shape) for name in COUNTS if f"redrawn_{name}" in column]
         return Records(
             ids=tuple(column["id"].to_pylist()),
             counts=counts(""),
@@ -131,6 +135,7 @@ class Store:
             norms_rounded=norms("rounded_"),
             goal=counts("goal_") if "goal_target" in column else None,
             choice=column["choice"].to_numpy() if "choice" in column else None,
+            redrawn=Counts(*drawn) if drawn else None,
             **{name: column[name].to_numpy() for name in SINGLES},
         )
 

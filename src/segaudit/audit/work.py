@@ -19,12 +19,13 @@ from segaudit.audit.parts import ModelSpec, Part
 from segaudit.audit.plan import Job, cut
 from segaudit.audit.store import Store
 from segaudit.data.base import Dataset
+from segaudit.defenses.eot import EOT, draws_of
 from segaudit.metrics import records
 from segaudit.models.ensemble import Ensemble
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import count_passes
 from segaudit.nn.precision import clock, default_device, exact_on_cuda, prepare_process, resolve
-from segaudit.rng import ImageStreams
+from segaudit.rng import ImageStreams, drawing, is_random
 from segaudit.types import VOID, Batch, Picture, Records, Segmenter, UserError
 
 SLACK = 1e-6
@@ -82,10 +83,13 @@ def work(task: Task) -> None:
         return
     lent = {p.id: p.delta for p in store.read_pictures(job.source, task.part)} if job.source else {}
     rows, pictures = [], []
+    # An attack may leave images out on its way: with one image at a time, whose draw it is remains certain.
+    size = 1 if job.attack is not None and is_random(maker) else task.batch
     for shard in same_size(data, task.ids):
-        goal = masks(job.target, maker, shard.to(device), data)
-        for start in range(0, len(shard), task.batch):
-            part = slice(start, start + task.batch)
+        with drawing(ImageStreams(task.seed, shard.ids[:1], "target")):
+            goal = masks(job.target, maker, shard.to(device), data)
+        for start in range(0, len(shard), size):
+            part = slice(start, start + size)
             clean = shard[part].to(device)
             if job.source:
                 delta = torch.from_numpy(np.stack([lent[name] for name in clean.ids]))
@@ -94,7 +98,8 @@ def work(task: Task) -> None:
                 made = _craft(task, maker, clean, None if goal is None else goal[part])
                 delta = half(made.images - clean.images)
                 made = Made(clean.images + delta, made.goal, made.forwards, made.backwards, made.seconds)
-            found, predictions = _judge(job, model, outside(clean, made.images) if job.outside else clean, made)
+            with drawing(ImageStreams(task.seed, clean.ids, "score")):
+                found, predictions = _judge(job, model, outside(clean, made.images) if job.outside else clean, made)
             rows.append(found)
             pictures += [
                 Picture(name, delta[i].cpu().numpy().astype(np.float16), predictions[i])
@@ -123,22 +128,23 @@ def _fit(task: Task, model: Segmenter) -> None:
     if job.attack is None or job.fit is None:
         raise ValueError(f"{job.cell} is not fitted")
     own, run = _dataset(job.fit.model_dump_json()), _dataset(task.data.model_dump_json())
-    batches = []
+    batches, draws = [], ImageStreams(task.seed, ("fit",), job.attack.name)
     for batch in (batch.to(device) for ids in cut(own.ids) for batch in same_size(own, ids)):
-        goal = masks(job.target, model, batch, run)
+        with drawing(draws):
+            goal = masks(job.target, model, batch, run)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         batches.append(Batch(images, batch.labels if goal is None else goal, batch.ids))
     view = _fast(model, resolve(task.precision, device), batches[0].images[:1])
     rng = ImageStreams(task.seed, [name for batch in batches for name in batch.ids], f"{job.attack.name}/fit")
     learn: Any = registry.load("attack", job.attack.name)
     began = clock(device)
-    with count_passes(view) as passes:
+    with count_passes(view) as passes, drawing(draws):
         fitted = learn.fit(view, batches, rng=rng, **_arguments(task, job.target is not None))
     seconds, n = clock(device) - began, len(task.ids)
     if not isinstance(fitted, Tensor) or not fitted.isfinite().all():
         name = f"attack {job.cell.attack!r} on model {job.cell.model!r}"
         raise UserError(f"{name} learnt NaN, or no tensor; are the model's gradients finite?")
-    each = max(1, len(job.together))  # a pass through an ensemble is one through each of its models
+    each = max(1, len(job.together)) * draws_of(model)  # a pass is one through each model and draw
     cost = (each * passes.forwards / n, each * passes.backwards / n, seconds / n)
     Store(task.store).write_fit(job.key, fitted.detach(), cost)
 
@@ -167,14 +173,14 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
     rng = ImageStreams(task.seed, clean.ids, job.attack.name)
     labels = clean.labels if goal is None else goal
     began = clock(clean.images.device)
-    with count_passes(view) as passes:
+    with count_passes(view) as passes, drawing(rng.child("defense")):
         images = attack(view, clean.images.contiguous(memory_format=torch.channels_last), labels, rng=rng, **own)
     seconds = clock(clean.images.device) - began
     if not isinstance(images, Tensor):
         raise UserError(f"attack {job.cell.attack!r} returned a {type(images).__name__}, not images")
     images = images.detach()
     _check(job, clean, images)
-    each = max(1, len(job.together))
+    each = max(1, len(job.together)) * draws_of(model)
     spent = (each * passes.forwards, each * passes.backwards, seconds)
     return Made(images, goal, *(used / len(clean) + share for used, share in zip(spent, fit_cost, strict=True)))
 
@@ -210,9 +216,8 @@ def _judge(job: Job, model: Segmenter, clean: Batch, made: Made) -> tuple[Record
             raise UserError(f"model {job.cell.model!r} gives logits of {tuple(logits.shape[1:])}, not {wanted}")
         return logits
 
-    found, prediction = records.judge(
-        logits_of, clean, made.images, goal=made.goal, cost=(made.forwards, made.backwards, made.seconds)
-    )
+    cost, draws = (made.forwards, made.backwards, made.seconds), job.draws if is_random(model) else 1
+    found, prediction = records.judge(logits_of, clean, made.images, goal=made.goal, cost=cost, draws=draws)
     return found, [row.cpu().numpy().astype(np.uint8) for row in prediction]
 
 
@@ -260,10 +265,11 @@ _views: dict[tuple[int, str], tuple[Segmenter, Fast]] = {}
 
 
 def _fast(model: Segmenter, precision: str, probe: Tensor) -> Fast:
-    """The cheap copy of a model, made once."""
+    """The cheap copy of a model, made once; of a random one that asks for it, its expectation."""
     key = (id(model), precision)
     if key not in _views or _views[key][0] is not model:
         if len(_views) >= 4:
             _views.clear()
-        _views[key] = (model, Fast(model, precision, probe))
+        draws = draws_of(model)
+        _views[key] = (model, Fast(EOT(model, draws) if draws > 1 else model, precision, probe))
     return _views[key][1]

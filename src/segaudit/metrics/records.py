@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ def judge(
     *,
     goal: Tensor | None = None,
     cost: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    draws: int = 1,
 ) -> tuple[Records, Tensor]:
     """The records of adversarial images N x C x H x W and the predictions N x H x W on them.
 
     goal: the masks N x H x W that were to be reached. cost: forwards, backwards and seconds an image.
+    draws: how often a random model is asked; only the counts of the images as they are are kept of all.
     """
     logits = logits_of(adversarial)
     classes, labels, n = logits.shape[1], clean.labels, len(clean)
@@ -47,7 +49,20 @@ def judge(
         backwards=np.full(n, backwards),
         seconds=np.full(n, seconds),
     )
+    if draws > 1:
+        more = [count(logits_of(adversarial).argmax(1), labels, classes) for _ in range(draws - 1)]
+        each = [[getattr(own, field.name) for own in (made.counts, *more)] for field in fields(Counts)]
+        made = replace(made, redrawn=Counts(*(np.stack(own, 1) for own in each)))
     return made, prediction
+
+
+def each_draw(records: Records) -> list[Counts]:
+    """The counts N x K of each draw of a random model; of any other, or one that is scored once, its only ones."""
+    drawn = records.redrawn
+    if drawn is None:
+        return [records.counts]
+    rows = [getattr(drawn, field.name) for field in fields(Counts)]
+    return [Counts(*(own[:, i] for own in rows)) for i in range(drawn.target.shape[1])]
 
 
 def pick(options: Sequence[Records], choice: Ints) -> Records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segaudit.models.opaque import has_gradient
+from segaudit.rng import ImageStreams, drawing
 from segaudit.types import Segmenter, UserError
 
 TOLERANCE = 1e-3
@@ -53,17 +55,25 @@ def folded(model: Segmenter, probe: Tensor) -> Segmenter:
     """
     plain = copy.deepcopy(model).eval()
     mended = copy.deepcopy(plain)
-    with torch.no_grad():
+    with torch.no_grad(), drawing(ImageStreams(0, ("probe",))):
         for conv, norm in _pairs(mended, probe):
             _replace(mended, conv, fuse_conv_bn_eval(_module(mended, conv), _module(mended, norm)))
             _replace(mended, norm, _rest(_module(mended, norm)))
-        before, after = plain(probe), mended(probe)
-        same = (before - after).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6)
+    before, after = _logits(plain, probe), _logits(mended, probe)
+    same = (before - after).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6)
     return mended if same else plain
 
 
+@torch.no_grad()
+def _logits(model: Segmenter, probe: Tensor) -> Tensor:
+    """On the probe; of a random model, always those of the same draw."""
+    with drawing(ImageStreams(0, ("probe",))):
+        logits: Tensor = model(probe)
+    return logits
+
+
 def _pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
-    """(convolution, batch norm) names where the norm's input is that convolution's output, each used once."""
+    """(convolution, batch norm) names where each is used for the other alone, in every call of a forward pass."""
     made: dict[tuple[int, int], str] = {}
     calls: dict[str, int] = {}
     keep: list[Tensor] = []
@@ -88,7 +98,7 @@ def _pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
                 handles.append(module.register_forward_pre_hook(normed))
         model(probe)
     convs, norms = [conv for conv, _ in pairs], [norm for _, norm in pairs]
-    return [p for p in pairs if calls[p[0]] == 1 and convs.count(p[0]) == 1 and norms.count(p[1]) == 1]
+    return [p for p, n in Counter(pairs).items() if calls[p[0]] == convs.count(p[0]) == norms.count(p[1]) == n]
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""What defenses refuse, in one line that names the defense and its argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from segaudit.registry import suggest
+from segaudit.types import UserError
+
+
+def whole(defense: str, key: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number from low to high."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        wanted = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise UserError(f"defense {defense!r}: {key} must be a whole number {wanted}, not {value!r}")
+    return value
+
+
+def odd(defense: str, key: str, value: Any) -> int:
+    """An odd whole number of at least 1: the side of a window around a pixel."""
+    if type(value) is not int or value < 1 or value % 2 == 0:
+        raise UserError(f"defense {defense!r}: {key} must be an odd whole number of at least 1, not {value!r}")
+    return value
+
+
+def real(defense: str, key: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> float:
+    """A finite number, above one or at least another."""
+    if type(value) not in (int, float) or not (above < value < math.inf) or value < least:
+        wanted = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
+        raise UserError(f"defense {defense!r}: {key} must be a number {wanted}, not {value!r}")
+    return float(value)
+
+
+def choice(defense: str, key: str, value: Any, options: Sequence[str]) -> str:
+    """One of some words."""
+    if value not in options:
+        near = suggest(str(value), options)
+        raise UserError(f"defense {defense!r}: {key} must be {' or '.join(options)}, not {value!r}{near}")
+    return str(value)
