@@ -24,15 +24,21 @@ bench: .venv/ready .venv/peers
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/peers.py pgd segpgd cospgd
 
-# The study of experiments/ on $$SEGAUDIT_DATA, and its tables; about half an hour on two cores.
+# The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
+RESULTS := experiments/results
 experiments: .venv/ready
-	$(BIN)/segaudit run experiments/camvid-arnab.yaml --out runs/camvid-arnab
+	for s in camvid-arnab camvid-sea camvid-asma; do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \
-	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > experiments/results/camvid-arnab-$$q.md || exit 1; done
+	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > $(RESULTS)/camvid-arnab-$$q.md || exit 1; done
 	for f in transfer classes; do \
-	  $(BIN)/segaudit table runs/camvid-arnab --form $$f > experiments/results/camvid-arnab-$$f.md || exit 1; done
-	$(BIN)/segaudit table runs/camvid-arnab --format csv > experiments/results/camvid-arnab.csv
-	$(BIN)/segaudit table runs/camvid-arnab --format latex > experiments/results/camvid-arnab-miou.tex
+	  $(BIN)/segaudit table runs/camvid-arnab --form $$f > $(RESULTS)/camvid-arnab-$$f.md || exit 1; done
+	$(BIN)/segaudit table runs/camvid-arnab --format latex > $(RESULTS)/camvid-arnab-miou.tex
+	for s in camvid-arnab camvid-sea camvid-asma; do $(BIN)/segaudit table runs/$$s --format csv > $(RESULTS)/$$s.csv || exit 1; done
+	for q in miou accuracy; do \
+	  $(BIN)/segaudit table runs/camvid-sea --quantity $$q > $(RESULTS)/camvid-sea-$$q.md || exit 1; done
+	for q in goal_miou goal_accuracy; do \
+	  $(BIN)/segaudit table runs/camvid-asma --quantity $$q > $(RESULTS)/camvid-asma-$$q.md || exit 1; done
+	$(BIN)/python experiments/asma.py
 
 docs: .venv/ready
 	$(BIN)/python docs/build.py

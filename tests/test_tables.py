@@ -228,3 +228,14 @@ def test_every_quantity_is_there_again_after_rounding_and_for_small_things(maps:
     for line, row in zip(lines, summarise(maps), strict=True):
         shares = [*row.iou_by_size.values(), *row.iou_by_size_8bit.values()]
         assert line[3:] == [DASH if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
+
+
+def test_how_near_targeted_attacks_came_to_their_goal() -> None:
+    results = run([(cell(), scored(0.6)), (cell(attack="pgd", eps=8), scored(0.3)),
+                   (cell(attack="pgd to next", eps=8), scored(0.2, goal=0.8))])  # fmt: skip
+    lines = table(results, quantity="goal_miou").splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if "pgd" in line] == [DASH, "80.0"]
+    assert "mIoU with the target in percent" in lines[0]
+    exact = table(results, format="csv", form="pivot", quantity="goal_accuracy")
+    share = float(exact.splitlines()[-1].rpartition(",")[2])
+    assert share == pytest.approx(1.6 / 1.8, abs=1e-3)

@@ -18,7 +18,11 @@ QUANTITIES = {
     "accuracy": "Pixel accuracy",
 }
 QUANTITIES |= {f"{key}_8bit": f"{text} after rounding to 8 bits" for key, text in QUANTITIES.items()}
-QUANTITIES["success"] = "Images with at least 99 % of their pixels won"
+QUANTITIES |= {
+    "success": "Images with at least 99 % of their pixels won",
+    "goal_miou": "Of targeted attacks, mIoU with the target",
+    "goal_accuracy": "Of targeted attacks, pixels of the target's class",
+}
 SHARES = ("miou", "image_miou", "accuracy", "iou_ratio", "miou_8bit")
 
 
