@@ -197,6 +197,12 @@ def test_faults_are_named(save: Save, root: Path) -> None:
     refused(sample, str(path), "same patient")
 
 
+def test_a_volume_without_a_third_axis_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room._opened.cache_clear()
+    monkeypatch.setattr(room._nibabel(), "aff2axcodes", lambda affine: ("R", "A", None))
+    refused(lambda: msd_liver(str(root), split="all"), "liver_0", "no axial slices")
+
+
 def test_a_missing_tree_and_missing_volumes_are_told(tmp_path: Path) -> None:
     refused(lambda: msd_liver(str(tmp_path)), str(tmp_path / "imagesTr"), "liver_N.nii.gz")
     for name in ("imagesTr", "labelsTr"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segaudit.defenses.eot import EOT, draws_of
 from segaudit.metrics import confusion
 from segaudit.metrics.records import each_draw
 from segaudit.models.fast import Fast
+from segaudit.report.summary import summarise
 from segaudit.rng import ImageStreams, drawing, is_random, streams_of
 from segaudit.types import Segmenter, UserError
 from test_defenses import Mirror, behind, noise, picture, streams
@@ -237,10 +239,89 @@ def test_a_random_defense_scored_several_times_resumes_to_the_same_rows(tmp_path
             np.testing.assert_array_equal(getattr(drawn[0], name), getattr(records.counts, name))
             np.testing.assert_array_equal(getattr(drawn[0], name), getattr(once[key].counts, name))
         assert each_draw(once[key]) == [once[key].counts]
-    assert by_name(whole)["net", "chain(parts=blur(sigma=127.5/255))", "none", "none", 0.0].redrawn is None
+    assert by_name(whole)["net", "chain(parts=blur(sigma=0.5))", "none", "none", 0.0].redrawn is None
     for part in list(parts_of(tmp_path / "out"))[::2]:
         (tmp_path / "out" / part).unlink()
     assert_same(whole, audit(spec, tmp_path / "out"))
+
+
+def test_draws_give_a_mean_and_a_spread_and_change_no_cell_that_does_not_draw(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"attacks": ["fgsm"], "eps": ["16/255"], "defenses": ["none", RANDOM, "blur"]}
+    found = audit(small(tmp_path, **own, draws=4), tmp_path / "four")
+    rows = {(row.defense, row.threat): row for row in summarise(found)}
+    for (defense, threat), row in rows.items():
+        (records,) = [r for c, r in found.cells if (c.defense, c.threat) == (defense, threat)]
+        mious = [confusion.miou(counts) for counts in each_draw(records)]
+        assert row.miou == pytest.approx(np.mean(mious))
+        if defense in ("none", "blur"):
+            assert math.isnan(row.spread)
+        else:
+            assert row.spread == pytest.approx(2 * np.std(mious, ddof=1))
+            assert row.spread > 0
+    keys = [{path.name for path in (tmp_path / run / "cells").iterdir()} for run in ("four",)]
+    audit(small(tmp_path, **own), tmp_path / "once")
+    keys.append({path.name for path in (tmp_path / "once" / "cells").iterdir()})
+    random = sum(cell.defense not in ("none", "blur") for cell, _ in found.cells)
+    assert len(keys[0] - keys[1]) == random
+
+
+def test_a_lucky_draw_is_no_win_for_autopgd() -> None:
+    images = torch.full((40, 3, 1, 1), 0.5, dtype=torch.float64)
+    labels = torch.zeros(40, 1, 1, dtype=torch.int64)
+    ids = [str(i) for i in range(40)]
+
+    def right(name: str, **own: Any) -> float:
+        view = EOT(Shaky(), 4)
+        with drawing(ImageStreams(0, ids, "attack")):
+            attack = registry.load("attack", name)
+            made = attack(view, images, labels, rng=ImageStreams(0, ids), eps=0.1, steps=20, **own)
+        with torch.no_grad(), drawing(ImageStreams(0, ids, "score")):
+            hits = [(Shaky()(made).argmax(1) == labels).double().mean() for _ in range(20)]
+        return float(torch.stack(hits).mean())
+
+    assert right("apgd", loss="masked_ce") <= right("pgd") + 0.03
+
+
+class Shaky(Segmenter):
+    """A classifier of two classes whose answer is shifted anew for each image in each pass."""
+
+    class_names, random = ("a", "b"), True
+
+    def forward(self, images: Tensor) -> Tensor:
+        shift = streams_of(images).normal(images[:, :1].detach())
+        own = 20 * (images.mean((1, 2, 3), keepdim=True) - 0.45) + 2 * shift.to(images)
+        return torch.cat([own, -own], 1)
+
+
+def test_only_what_draws_has_an_expectation_and_a_whole_number_of_draws() -> None:
+    plain, odd = Mirror(), Shaky()
+    plain.eot = 49407  # a token of a network
+    assert draws_of(plain) == 1
+    odd.eot = torch.nn.Identity()
+    assert draws_of(odd) == 1
+
+
+def test_a_file_that_a_defense_reads_is_in_the_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def mine(model, weights):\n    return model\n")
+    path = tmp_path / "w.pt"
+    own = {"name": f"{tmp_path / 'mine.py'}:mine", "weights": str(path)}
+
+    def keys(content: bytes, part: dict[str, Any]) -> set[str]:
+        path.write_bytes(content)
+        jobs = plan(small(tmp_path, defenses=[part]), ["p00"], Contents()).jobs
+        return {job.key for job in jobs if job.cell.defense != "none"}
+
+    for part in (own, {"name": "chain", "parts": [own]}):
+        assert keys(b"1", part) == keys(b"1", part)
+        assert not keys(b"1", part) & keys(b"2", part)
+
+
+@pytest.mark.parametrize("wrong", [3, None])
+def test_a_wrong_part_of_a_chain_beside_a_right_one_is_one_line(tmp_path: Path, wrong: Any) -> None:
+    spec = small(tmp_path, defenses=["none", {"name": "chain", "parts": [{"name": "jpeg"}, wrong]}])
+    assert "jpeg" in spec.defenses[1].label()
+    with pytest.raises(UserError, match="defense 'chain': a part is a name"):
+        audit(spec, tmp_path / "out")
 
 
 def test_a_user_s_part_of_a_chain_makes_new_cells_when_it_is_edited(tmp_path: Path) -> None:

@@ -68,6 +68,16 @@ def test_the_attack_sees_eval_mode_and_frozen_weights_and_leaves_no_trace() -> N
         torch.testing.assert_close(getattr(model.norm, key), getattr(twin.norm, key), rtol=1e-4, atol=1e-6)
 
 
+def test_a_batch_of_weightless_pixels_counts_for_nothing() -> None:
+    model = net()
+    images = torch.rand(2, 3, 8, 8)
+    batch = Batch(images, torch.zeros(2, 8, 8, dtype=torch.int64), ("a", "b"))
+    weights = [0.0] + [1.0] * (model.num_classes - 1)
+    loss = standard(model, batch, rng=streams(batch), class_weights=weights)
+    assert loss.item() == 0
+    assert loss.requires_grad
+
+
 def test_a_failing_attack_leaves_the_network_as_it_was() -> None:
     model = net().train().requires_grad_(True)
 

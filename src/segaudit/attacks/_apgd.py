@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segaudit.attacks._iterate import direction, project
 from segaudit.attacks._losses import Loss, Seen
+from segaudit.rng import is_random
 from segaudit.types import Segmenter
 
 ALPHA = 0.75
@@ -122,9 +123,11 @@ class State(Rows):
     kept_left: Tensor
     kept_loss: Tensor
     broken: Tensor
+    noisy: bool = False
+    """Whether the model draws anew in every pass: then a lucky draw is no win, and the last iterate is what is kept."""
 
     @classmethod
-    def at(cls, start: Tensor, eps: float) -> Self:
+    def at(cls, start: Tensor, eps: float, noisy: bool = False) -> Self:
         """Before the first step from `start`; the first step is of 2 eps."""
         none = start.new_full((len(start),), -torch.inf)
         return cls(
@@ -143,6 +146,7 @@ class State(Rows):
             kept_left=-none,
             kept_loss=none.clone(),
             broken=start.sum((1, 2, 3)).isnan(),
+            noisy=noisy,
         )
 
     def look(self, goal: Goal, *, last: bool = False) -> None:
@@ -166,7 +170,7 @@ class State(Rows):
     def _keep(self, left: Tensor, loss: Tensor) -> None:
         """Fewest pixels left, then the higher loss; what has none left is final."""
         tie = (left == self.kept_left) & (left > 0) & (loss > self.kept_loss)
-        better = (left < self.kept_left) | tie
+        better = (left < self.kept_left) | tie | self.noisy
         _copy(better, self.images, self.kept)
         self.kept_left = torch.where(better, left.to(loss), self.kept_left)
         self.kept_loss = torch.where(better, loss, self.kept_loss)
@@ -193,7 +197,7 @@ class State(Rows):
 
     def done(self) -> Tensor:
         """The images that no further step can change, N bool."""
-        return self.broken | (self.kept_left == 0)
+        return self.broken | ((self.kept_left == 0) & (not self.noisy))
 
     def found(self) -> Found:
         """What would be returned now. A gradient that is not finite must be seen: its image is NaN."""
@@ -209,7 +213,8 @@ def climb(goal: Goal, ball: Ball, start: Tensor, steps: int) -> Found:
     Source: Croce and Hein 2020 (APGD), algorithm 1; on maps Croce et al. 2024 (SEA).
     """
     found = Found(torch.empty_like(start), start.new_empty(len(start)))
-    state, rows = State.at(start, ball.eps), torch.arange(len(start), device=start.device)
+    state = State.at(start, ball.eps, is_random(goal.model))
+    rows = torch.arange(len(start), device=start.device)
     windows = checkpoints(steps)
     for step in range(steps):
         state.look(goal)

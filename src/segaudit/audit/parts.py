@@ -15,6 +15,8 @@ from segaudit.registry import suggest
 from segaudit.types import UserError
 
 FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+SIZES = ("eps", "step_size")
+"""Arguments that are counted in grey levels."""
 POWER = re.compile(r"\s*[-+]?\d+(\.\d*)?[eE][-+]?\d+\s*")  # 1e-3, which YAML 1.1 reads as a string
 
 
@@ -58,7 +60,7 @@ class Part(Strict):
 
     def label(self) -> str:
         """How a table names it: `pgd`, or `pgd(norm=l2)` where arguments tell it from another."""
-        inside = ", ".join(f"{key}={_short(value)}" for key, value in self.args.items())
+        inside = ", ".join(f"{key}={_short(value, key in SIZES)}" for key, value in self.args.items())
         return f"{self.name}({inside})" if inside else self.name
 
 
@@ -152,12 +154,16 @@ def faults(error: ValidationError) -> str:
     return "; ".join(dict.fromkeys(lines))
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, size: bool = False) -> str:
     if isinstance(value, float):
         in_255 = value * 255
-        return f"{in_255:.4g}/255" if 0 < value < 1 and abs(in_255 * 4 - round(in_255 * 4)) < 1e-9 else f"{value:g}"
-    if isinstance(value, list) and any(isinstance(own, Mapping) and "name" in own for own in value):  # of a chain
-        return "+".join(Part.model_validate(own).label() if "name" in own else str(own) for own in value)
+        grey = size and 0 < value < 1 and abs(in_255 * 4 - round(in_255 * 4)) < 1e-9
+        return f"{in_255:.4g}/255" if grey else f"{value:g}"
+    if isinstance(value, list) and any(isinstance(own, str | Mapping) for own in value):  # of a chain
+        return "+".join(
+            Part.model_validate(own).label() if isinstance(own, Mapping) and "name" in own else str(own)
+            for own in value
+        )
     if isinstance(value, Mapping):
         return str(value.get("name", value)) if set(value) == {"name"} else "+".join(str(v) for v in value.values())
     return str(value)

@@ -62,12 +62,14 @@ class Job:
 @dataclass(frozen=True)
 class Contents:
     """Digests of what a spec only points at: the chosen images with their masks, each model's tensors by title, and
-    the images that attacks are fitted on by the attack's label. opaque: the titles of models without a gradient."""
+    the images that attacks are fitted on by the attack's label. opaque: the titles of models without a gradient.
+    random: the labels of defenses that draw anew in every pass."""
 
     data: str = ""
     models: Mapping[str, str] = field(default_factory=dict)
     fits: Mapping[str, str] = field(default_factory=dict)
     opaque: frozenset[str] = frozenset()
+    random: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         source: Job | None,
         together: tuple[ModelSpec, ...] = (),
     ) -> Job:
-        crafted, fit, draws = None, None, 1 if defense == none else spec.draws
+        crafted, fit, draws = None, None, spec.draws if defense.label() in contents.random else 1
         if attack is not None and source is None:
             fit = attack.fit_data(spec.data)
             crafted = _part("attack", attack) | {"precision": spec.precision}
@@ -251,13 +253,16 @@ def _radii(attack: AttackSpec, eps: Sequence[float]) -> Sequence[float | None]:
 
 
 def _part(kind: str, part: Part) -> dict[str, Any]:
-    """A part with the content of a user's own file, so that an edit makes a new cell."""
+    """A part with the content of a user's own file and of those that its arguments name, so that an edit makes a new
+    cell."""
     path = registry.source_file(part.name)
     inside = [_part(kind, Part.model_validate(own)) for own in part.args["parts"]] if part.name == "chain" else []
+    named = _contents(part.args) if kind != "data" else []
     return (
         part.model_dump(mode="json")
         | ({"file": _code_digest(path)} if path else {})
         | ({"parts": inside} if inside else {})
+        | ({"files": named} if named else {})
     )
 
 
@@ -273,9 +278,14 @@ def _model(model: ModelSpec) -> dict[str, Any]:
     files that its arguments name."""
     code = [registry.source_file(name) for name in (model.source, model.name)]
     digests = [_code_digest(path) for path in code if path is not None]
-    named = [expand(value) for value in model.args.values() if isinstance(value, str) and value]
-    digests += [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
+    digests += _contents(model.args)
     return model.model_dump(mode="json", exclude={"label", "weights"}) | {"files": digests}
+
+
+def _contents(args: Mapping[str, Any]) -> list[str]:
+    """The digests of the files that arguments name."""
+    named = [expand(value) for value in args.values() if isinstance(value, str) and value]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
 
 
 @lru_cache(maxsize=64)

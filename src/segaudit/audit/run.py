@@ -21,6 +21,7 @@ from segaudit.metrics.records import pick
 from segaudit.metrics.worst_case import RULES
 from segaudit.models.opaque import has_gradient
 from segaudit.nn.precision import default_device, resolve
+from segaudit.rng import is_random
 from segaudit.types import Cell, Results, Scene, UserError
 
 Tell = Callable[[int, int], None]
@@ -39,15 +40,16 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     forget()
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
     data = build.dataset(spec.data)
-    models, opaque = {}, set()
+    models, opaque, random = {}, set(), set()
     for model in spec.models:  # before any work: a wrong model is said at once
         for defense in spec.defenses:
             bare = build.model(model, data.class_names)
             models[model.title()] = build.digest(bare)
             if not has_gradient(bare):
                 opaque.add(model.title())
-            build.defended(bare, defense)
-    contents = Contents(data.digest(), models, fit.digests(spec, data), frozenset(opaque))
+            if is_random(build.defended(bare, defense)):
+                random.add(defense.label())
+    contents = Contents(data.digest(), models, fit.digests(spec, data), frozenset(opaque), frozenset(random))
     planned = plan(spec, data.ids, contents)
     store.write_json("plan.json", _index(spec, planned, data))  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())

@@ -83,8 +83,8 @@ def work(task: Task) -> None:
         return
     lent = {p.id: p.delta for p in store.read_pictures(job.source, task.part)} if job.source else {}
     rows, pictures = [], []
-    # An attack may leave images out on its way: with one image at a time, whose draw it is remains certain.
-    size = 1 if job.attack is not None and is_random(maker) else task.batch
+    # An attack may leave images out on its way, and a defense make copies: with one image, whose draw it is is certain.
+    size = 1 if is_random(maker) or is_random(model) else task.batch
     for shard in same_size(data, task.ids):
         with drawing(ImageStreams(task.seed, shard.ids[:1], "target")):
             goal = masks(job.target, maker, shard.to(device), data)

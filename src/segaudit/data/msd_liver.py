@@ -204,7 +204,9 @@ def _opened(path: Path, written: int, process: int) -> Any:
         codes = nibabel.aff2axcodes(volume.affine)
     except Exception as error:  # what a damaged file drives it to
         raise UserError(f"{path}: this is not a NIfTI volume, or is damaged ({error}); copy it again") from error
-    if len(volume.shape) != 3 or not all(code in axis for code, axis in zip(codes, axes, strict=True)):
+    if len(volume.shape) != 3 or not all(
+        code is not None and code in axis for code, axis in zip(codes, axes, strict=True)
+    ):
         raise UserError(
             f"{path}: a volume of shape {volume.shape} and axes {codes} has no axial slices as its third axis"
         )

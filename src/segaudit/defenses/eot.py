@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from segaudit.rng import is_random
 from segaudit.types import Segmenter
 
 
@@ -29,4 +30,5 @@ class EOT(Segmenter):
 
 def draws_of(model: nn.Module) -> int:
     """The draws that a random defense asks of an attack: the largest `eot` of its parts, 1 where there is none."""
-    return max(int(getattr(module, "eot", 1)) for module in model.modules())
+    asked = [getattr(module, "eot", 1) for module in model.modules()] if is_random(model) else []
+    return max([own for own in asked if type(own) is int], default=1)

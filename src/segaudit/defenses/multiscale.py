@@ -40,7 +40,8 @@ class MultiScale(Segmenter):
     def _at(self, images: Tensor, scale: float) -> Tensor:
         size = [max(1, round(side * scale)) for side in images.shape[2:]]
         logits: Tensor = self.model(resized(images, size))
-        return logits if logits.shape[2:] == (1, 1) else resized(logits, list(images.shape[2:]))
+        whole = logits.shape[2:] == (1, 1) and size != [1, 1]  # a classifier, and no map of a tiny copy
+        return logits if whole else resized(logits, list(images.shape[2:]))
 
 
 def resized(images: Tensor, size: list[int]) -> Tensor:

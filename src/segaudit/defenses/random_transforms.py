@@ -29,14 +29,14 @@ def random_transforms(
     quality: Range = (60, 95),
     bits: Range = (5, 8),
     gradient: str = "straight_through",
-    eot: int = 1,
+    eot: int = 10,
 ) -> Segmenter:
     """Random transforms: resize and pad, blur, noise, JPEG and bit depth, drawn for each image in each pass.
 
     scales: factor on height and width; the rest is black, at a random place. blur: standard deviation in pixels.
     noise: of Gaussian noise on values in [0, 1]. quality: of JPEG. bits: a channel. null leaves one out. gradient: of
     rounding and clipping, straight_through or exact. A map's logits are cut out and resized back.
-    eot: draws that an attack takes the mean gradient of.
+    eot: draws that an attack takes the mean gradient of; with 1 it does not know what it is up against.
     Source: Xie et al. 2018 (resize and pad); Guo et al. 2018, Xu et al. 2018; on maps Arnab et al. 2018.
     """
     own = "random_transforms"
@@ -66,7 +66,7 @@ class RandomTransforms(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Logits N x K x H x W at the images' own size."""
         streams = streams_of(images)
-        # As many numbers in every pass whatever is left out, so that one transform decides nothing about another.
+        # As many numbers whatever is left out: in the first pass one transform decides nothing about another.
         drawn = streams.uniform(torch.empty(len(images), 7)).double().unbind(1)
         with torch.autocast(images.device.type, enabled=False):
             seen, places = self._moved(images, *drawn[:3])

@@ -47,7 +47,7 @@ def prepare_process() -> None:
 
 
 def exact_on_cuda() -> None:
-    """fp32 that is fp32 (no TF32) and the same from run to run; bf16 is only where it is asked for."""
+    """fp32 that is fp32 (no TF32), by algorithms of cuDNN that repeat; bf16 is only where it is asked for."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 

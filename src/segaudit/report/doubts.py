@@ -18,6 +18,9 @@ MARGIN = 0.02
 FEW = 20
 """Below so many images a mIoU says little."""
 
+ONE_STEP = ("fgsm", "fgsm_ll")
+"""Attacks of one step, which may be several passes: the mean over a random defense's draws."""
+
 STEPS = re.compile(r"\bsteps=(\d+)")
 
 Pair = tuple[Row, Row]
@@ -103,7 +106,7 @@ def _masked(rows: Sequence[Row]) -> Iterator[str]:
     for weak, strong in _broken(_by_budget(rows)):
         why = (
             "one long step overshoots, so trust the iterated attacks"
-            if strong.backwards <= 1
+            if _single(strong)
             else "the larger budget holds the smaller one, so this is a sign of masked gradients"
         )
         yield f"{_but(weak, strong)}: {why}."
@@ -133,7 +136,7 @@ def _by_steps(rows: Sequence[Row]) -> Iterator[Pair]:
 
 def _by_kind(rows: Sequence[Row]) -> Iterator[Pair]:
     for group in grouped([row for row in rows if row.direct and row.eps], "name", "norm", "eps", "threat"):
-        single, many = [row for row in group if row.backwards <= 1], [row for row in group if row.backwards > 1]
+        single, many = [row for row in group if _single(row)], [row for row in group if not _single(row)]
         if single and many:
             yield min(single, key=lambda row: row.miou), min(many, key=lambda row: row.miou)
 
@@ -189,6 +192,10 @@ def _few(rows: Sequence[Row]) -> Iterator[str]:
 def _untargeted(rows: Sequence[Row]) -> list[Row]:
     """What is meant to lower the mIoU, and has one."""
     return [row for row in rows if math.isnan(row.goal_accuracy) and not math.isnan(row.miou)]
+
+
+def _single(row: Row) -> bool:
+    return row.backwards <= 1 or row.attack.partition("(")[0] in ONE_STEP
 
 
 def _steps(row: Row) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segaudit.metrics import bootstrap, confusion
-from segaudit.metrics.records import pick
+from segaudit.metrics.records import each_draw, pick
 from segaudit.types import Cell, Records, Results
 
 Thing = TypeVar("Thing", bound=Hashable)
@@ -33,7 +34,8 @@ class Row:
     places, changed), forwards, backwards, seconds: means over the images. low, high: 95 % bootstrap interval of the
     mIoU. success: the share of images of which 99 % of the valid pixels are won. `_8bit`: after rounding to 8 bits;
     unchanged: the share of images that are then the clean ones. goal: against the masks that a targeted attack was
-    to reach.
+    to reach. spread: of a random defense that is scored several times, two standard deviations of the mIoU over the
+    draws, of which `miou` and `accuracy` are the means; all else is of the first draw.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Row:
     iou_by_class: tuple[float, ...]
     iou_by_size: Mapping[str, float]
     iou_by_size_8bit: Mapping[str, float]
+    spread: float = math.nan
 
     @property
     def cell(self) -> Cell:
@@ -112,7 +115,7 @@ def summarise(results: Results) -> list[Row]:
     rows = []
     for cell, records in results.cells:
         clean = unharmed.get((cell.model, cell.defense))
-        miou = confusion.miou(clean.counts) if clean else math.nan
+        miou = _mean(map(confusion.miou, each_draw(clean))) if clean else math.nan
         rows.append(_row(cell, records, miou))
         own_norm = cell.eps is None and cell.norm in ("linf", "l2") and records.goal is None
         if own_norm and clean and clean.ids == records.ids:
@@ -169,7 +172,9 @@ def percent(value: float) -> str:
 
 
 def _row(cell: Cell, records: Records, clean: float) -> Row:
-    miou = confusion.miou(records.counts)
+    draws = each_draw(records)
+    mious = [confusion.miou(counts) for counts in draws]
+    miou = _mean(mious)
     low, high = bootstrap.interval(records.counts)
     rounded = records.norms_rounded
     return Row(
@@ -182,7 +187,7 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         images=len(records),
         miou=miou,
         image_miou=confusion.image_miou(records.counts),
-        accuracy=confusion.accuracy(records.counts),
+        accuracy=_mean(map(confusion.accuracy, draws)),
         iou_ratio=miou / clean if clean > 0 else math.nan,
         miou_8bit=confusion.miou(records.rounded),
         linf=confusion.mean(records.norms.linf),
@@ -205,4 +210,9 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         iou_by_class=tuple(confusion.iou_by_class(records.counts).tolist()),
         iou_by_size=confusion.iou_by_size(records.counts),
         iou_by_size_8bit=confusion.iou_by_size(records.rounded),
+        spread=2 * statistics.stdev(mious) if len(mious) > 1 else math.nan,
     )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

@@ -19,6 +19,7 @@ QUANTITIES = {
 }
 QUANTITIES |= {f"{key}_8bit": f"{text} after rounding to 8 bits" for key, text in QUANTITIES.items()}
 QUANTITIES |= {
+    "spread": "Two standard deviations of the mIoU over the draws of a random defense",
     "success": "Images with at least 99 % of their pixels won",
     "goal_miou": "Of targeted attacks, mIoU with the target",
     "goal_accuracy": "Of targeted attacks, pixels of the target's class",

@@ -110,8 +110,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     state = _Checkpoint(folder / "checkpoint.pt")
     first = state.load(model, optimizer)
-    if first == 0:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    before = [past for past in history(folder) if past["epoch"] < first]  # a kill may leave one that was not saved
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(past) + "\n" for past in before))
     runner, stepper = accelerator.prepare(model, optimizer)
     score: dict[str, float] = {}
     for epoch in range(first, schedule.epochs):
@@ -139,16 +139,17 @@ def fit(
             with cast:
                 score = evaluate(model, held_out, schedule.batch)
             line |= score
-        state.save(model, optimizer, epoch + 1)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        state.save(model, optimizer, epoch + 1)
     model.eval().requires_grad_(False)
     return evaluate(model, held_out, schedule.batch) if held_out is not None else {}
 
 
 def history(folder: Path) -> list[dict[str, float]]:
     """The epochs of a training so far: `epoch`, `loss`, `seconds`, and `miou` and `accuracy` where they were taken."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @torch.no_grad()
