@@ -1,9 +1,11 @@
 """The loss curves of `camvid-asma.yaml`: the cross-entropy to the target at each forward pass, a mean over images.
 
-    python experiments/asma.py [--images 4]
+    python experiments/asma.py [--images 2] [--run runs/camvid-asma]
 
 Writes `results/camvid-asma-loss.csv` (model, attack, pass, cross-entropy, share of pixels on target) and a drawing of
-it, `camvid-asma-loss.svg`. Needs $SEGAUDIT_DATA.
+it, `camvid-asma-loss.svg` (--images 0: leaves them); of the run's store `camvid-asma.jpg`, for its first shown image a
+row a model: clean image and prediction, then for each attack the image and the prediction on it, and the target. Needs
+$SEGAUDIT_DATA.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from segaudit import registry
 from segaudit.audit import build, parts
+from segaudit.audit.run import results
 from segaudit.audit.spec import AttackSpec, RunSpec
 from segaudit.data.base import Dataset
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import watch
 from segaudit.nn.precision import prepare_process, resolve
 from segaudit.rng import ImageStreams
-from segaudit.types import VOID, Segmenter
+from segaudit.types import VOID, Results, Segmenter
 
 HERE = Path(__file__).parent
 NAME = HERE / "results" / "camvid-asma-loss"
@@ -34,11 +38,19 @@ WIDTH, HEIGHT, EDGE = 360, 240, 44
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=4)
-    count = parser.parse_args().images
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--run", default="runs/camvid-asma")
+    given = parser.parse_args()
     prepare_process()
     spec = parts.read(RunSpec, HERE / "camvid-asma.yaml")
     data = build.dataset(spec.data)
+    sheet(results(given.run), data, spec).save(HERE / "results" / "camvid-asma.jpg", quality=88)
+    if given.images:
+        curves(data, spec, given.images)
+
+
+def curves(data: Dataset, spec: RunSpec, count: int) -> None:
+    """Measure the curves, and write and draw them."""
     panels: dict[str, dict[str, NDArray[np.float64]]] = {}
     for model in spec.models:
         net = build.model(model, data.class_names)
@@ -71,6 +83,21 @@ def curve(net: Segmenter, data: Dataset, attack: AttackSpec, spec: RunSpec, coun
         found.append(passes)
     longest = max(map(len, found))
     return np.array([passes + passes[-1:] * (longest - len(passes)) for passes in found]).mean(0)
+
+
+def sheet(found: Results, data: Dataset, spec: RunSpec) -> Image.Image:
+    """The pictures of the run's first shown image."""
+    scene = found.scenes[0]
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(found.palette)] = found.palette
+    assert spec.attacks[0].target is not None
+    goal = colours[data.batch([spec.attacks[0].target.args["id"]]).labels[0].numpy()]
+    rows: dict[str, list[NDArray[np.uint8]]] = {}
+    for cell, pictures in found.pictures.items():
+        (own,) = [picture for picture in pictures if picture.id == scene.id]
+        shown = scene.image / 255 + own.delta.transpose(1, 2, 0)
+        rows.setdefault(cell.model, []).extend([(shown.clip(0, 1) * 255).astype(np.uint8), colours[own.prediction]])
+    return Image.fromarray(np.concatenate([np.concatenate([*row, goal], 1) for row in rows.values()]))
 
 
 def drawing(panels: dict[str, dict[str, NDArray[np.float64]]]) -> str:
