@@ -169,7 +169,7 @@ def _adv_lib(name: str) -> Callable[..., Tensor]:
 
 
 def dag(eps: float, steps: int | None) -> Iterator[Race]:
-    steps, step_size = steps or 200, 0.003
+    steps, step_size = steps or 100, 0.01
     attack = _adv_lib("dag")
 
     def theirs(net: Segmenter, batch: Batch) -> Tensor:
