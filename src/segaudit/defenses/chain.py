@@ -16,11 +16,11 @@ Given = str | Mapping[str, Any]
 """A defense as a spec has it: `jpeg`, or `{name: jpeg, quality: 50}`."""
 
 
-def chain(model: Segmenter, *, parts: Sequence[Given], eot: int = 1) -> Segmenter:
+def chain(model: Segmenter, *, parts: Sequence[Given], eot: int | None = None) -> Segmenter:
     """Chain: several defenses, in the order in which the image meets them.
 
     parts: each written as it is on its own, `jpeg` or `{name: jpeg, quality: 50}`. eot: draws that an attack takes
-    the mean gradient of, for a chain with a random part.
+    the mean gradient of, for a chain with a random part; null: those that the part asks for.
     Source: of our own; the idea of stacking transformations is that of Raff et al. 2019.
     """
     if not isinstance(parts, (list, tuple)) or not parts:
@@ -34,7 +34,7 @@ def chain(model: Segmenter, *, parts: Sequence[Given], eot: int = 1) -> Segmente
         made = registry.load("defense", name)(made, **own)
         if not isinstance(made, Segmenter):
             raise UserError(f"defense {name!r} gave a {type(made).__name__}, not a Segmenter")
-    if whole("chain", "eot", eot, 1) > 1 and not is_random(made):
+    if eot is not None and whole("chain", "eot", eot, 1) > 1 and not is_random(made):
         raise UserError(f"defense 'chain': eot {eot} is for a chain with a random part; leave it out")
     return Chained(made, eot)
 
@@ -42,7 +42,7 @@ def chain(model: Segmenter, *, parts: Sequence[Given], eot: int = 1) -> Segmente
 class Chained(Segmenter):
     """A model behind several defenses."""
 
-    def __init__(self, model: Segmenter, eot: int) -> None:
+    def __init__(self, model: Segmenter, eot: int | None) -> None:
         super().__init__()
         self.model, self.eot, self.class_names = model, eot, model.class_names
 

@@ -29,6 +29,6 @@ class EOT(Segmenter):
 
 
 def draws_of(model: nn.Module) -> int:
-    """The draws that a random defense asks of an attack: the largest `eot` of its parts, 1 where there is none."""
-    asked = [getattr(module, "eot", 1) for module in model.modules()] if is_random(model) else []
-    return max([own for own in asked if type(own) is int], default=1)
+    """The draws that a random model asks of an attack: the outermost `eot` of its parts, 1 where there is none."""
+    asked = [getattr(module, "eot", None) for module in model.modules()] if is_random(model) else []
+    return next((own for own in asked if type(own) is int), 1)
