@@ -11,8 +11,8 @@ import torch
 from segaudit.types import UserError
 
 PRECISIONS = ("auto", "bf16", "fp32")
-_KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-"""glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, in bytes."""
+_KEEP = {-1: 2**31 - 1, -2: 2**26, -4: 0}
+"""glibc's malloc.h: M_TRIM_THRESHOLD and M_TOP_PAD in bytes, M_MMAP_MAX: no block has a mapping of its own."""
 
 
 def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
