@@ -31,6 +31,7 @@ from torch import Tensor
 from segaudit.metrics import confusion
 from segaudit.metrics.worst_case import by_miou
 from segaudit.models.fast import Fast
+from segaudit.nn.passes import count_passes
 from segaudit.nn.precision import prepare_process, resolve
 from segaudit.registry import load
 from segaudit.rng import ImageStreams
@@ -63,32 +64,40 @@ def main() -> None:
     prepare_process()
     net, data = nets()[given.net], images(given.images)
     print(f"{given.net}, {given.images} CamVid val images at 192 x 256, {torch.get_num_threads()} threads")
-    print("| race | steps | ours | theirs | unit | time ours/theirs |\n|---|---|---|---|---|---|")
+    print("| race | steps | ours | theirs | unit | gradients an image | time ours/theirs | of a gradient |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in given.races:
         try:
             for race in RACES[name](given.eps / 255, given.steps):
                 _run(race, net, data)
         except Exception as error:  # a peer may fail in any way: what it said is the result
-            print(f"| {name} | | | {type(error).__name__}: {str(error).splitlines()[0][:150]} | | |", flush=True)
+            print(f"| {name} | | | {type(error).__name__}: {str(error).splitlines()[0][:150]} | | | | |", flush=True)
 
 
 def _run(race: Race, net: Segmenter, data: Batch) -> None:
     """Both sides batch by batch in turn, so that a drifting machine cancels out."""
-    spent, made = {"ours": 0.0, "theirs": 0.0}, {"ours": [], "theirs": []}  # type: dict[str, float], dict[str, list[Tensor]]
+    spent, gradients = {"ours": 0.0, "theirs": 0.0}, {"ours": 0, "theirs": 0}
+    made: dict[str, list[Tensor]] = {"ours": [], "theirs": []}
     view = Fast(net, resolve("auto"), data.images[:1])
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
         for side in ("ours", "theirs") if start // BATCH % 2 else ("theirs", "ours"):
             torch.set_flush_denormal(side == "ours")  # which their user has not set
             began = time.perf_counter()
-            found = race.ours(view, part) if side == "ours" else race.theirs(net, part)
+            with count_passes(view if side == "ours" else net) as passes:
+                found = race.ours(view, part) if side == "ours" else race.theirs(net, part)
             spent[side] += time.perf_counter() - began
+            gradients[side] += passes.backwards
             made[side].append(found.detach())
     torch.set_flush_denormal(True)
     scores = [_score(net, data, torch.cat(made[side], -4), race.minimal) for side in ("ours", "theirs")]
     unit = "median Linf in 255ths, share won" if race.minimal else "mIoU"
-    ratio = spent["ours"] / spent["theirs"]
-    print(f"| {race.title} | {race.steps} | {scores[0]} | {scores[1]} | {unit} | {ratio:.2f} |", flush=True)
+    ratio, passed = spent["ours"] / spent["theirs"], [gradients[side] / len(data) for side in ("ours", "theirs")]
+    print(
+        f"| {race.title} | {race.steps} | {scores[0]} | {scores[1]} | {unit} | {passed[0]:.1f}, {passed[1]:.1f} "
+        f"| {ratio:.2f} | {ratio * passed[1] / passed[0]:.2f} |",
+        flush=True,
+    )
 
 
 def _score(net: Segmenter, data: Batch, made: Tensor, minimal: bool) -> str:

@@ -131,18 +131,18 @@ class State(Rows):
         """Before the first step from `start`; the first step is of 2 eps."""
         none = start.new_full((len(start),), -torch.inf)
         return cls(
-            images=start.clone(),
-            previous=start.clone(),
+            images=start,
+            previous=start,
             gradient=torch.zeros_like(start),
             loss=-none,
             step=start.new_full((len(start), 1, 1, 1), 2 * eps),
             rises=torch.zeros_like(none),
-            best=start.clone(),
+            best=start,
             best_gradient=torch.zeros_like(start),
             best_loss=none.clone(),
             checked_loss=none.clone(),
             halved=torch.ones_like(none, dtype=torch.bool),
-            kept=start.clone(),
+            kept=start,
             kept_left=-none,
             kept_loss=none.clone(),
             broken=start.sum((1, 2, 3)).isnan(),
@@ -163,15 +163,15 @@ class State(Rows):
         self._keep(left, loss)
         if not last:
             higher = loss > self.best_loss
-            _copy(higher, self.images, self.best)
-            _copy(higher, self.gradient, self.best_gradient)
+            self.best = _pick(higher, self.images, self.best)
+            self.best_gradient = _pick(higher, self.gradient, self.best_gradient)
             self.best_loss = torch.where(higher, loss, self.best_loss)
 
     def _keep(self, left: Tensor, loss: Tensor) -> None:
         """Fewest pixels left, then the higher loss; what has none left is final."""
         tie = (left == self.kept_left) & (left > 0) & (loss > self.kept_loss)
         better = (left < self.kept_left) | tie | self.noisy
-        _copy(better, self.images, self.kept)
+        self.kept = _pick(better, self.images, self.kept)
         self.kept_left = torch.where(better, left.to(loss), self.kept_left)
         self.kept_loss = torch.where(better, loss, self.kept_loss)
 
@@ -179,10 +179,9 @@ class State(Rows):
         """Halve the step of the images that got on badly in this window, and take them back to their best point."""
         stale = ~self.halved & (self.best_loss <= self.checked_loss)
         self.halved = stale | (self.rises <= RISING * window)
-        back = self.halved.view(-1, 1, 1, 1)
-        self.step = torch.where(back, self.step / 2, self.step)
-        _copy(self.halved, self.best, self.images)
-        self.gradient = torch.where(back, self.best_gradient, self.gradient)
+        self.step = torch.where(self.halved.view(-1, 1, 1, 1), self.step / 2, self.step)
+        self.images = _pick(self.halved, self.best, self.images)
+        self.gradient = _pick(self.halved, self.best_gradient, self.gradient)
         self.checked_loss = self.best_loss
         self.rises.zero_()
 
@@ -191,7 +190,7 @@ class State(Rows):
         up = self.gradient.sign() if ball.norm == "linf" else direction(self.gradient, ball.norm)
         ahead = ball.pull(torch.addcmul(self.images, up, self.step))
         if not first:
-            onward = self.previous.lerp_(self.images, 2)  # the last move, made once more
+            onward = self.previous.lerp(self.images, 2)  # the last move, made once more
             ahead = ball.pull(onward.lerp_(ahead, ALPHA))
         self.previous, self.images = self.images, ahead
 
@@ -247,10 +246,14 @@ def checkpoints(steps: int) -> dict[int, int]:
     return found
 
 
-def _copy(rows: Tensor, source: Tensor, target: Tensor) -> None:
-    """target[rows] = source[rows]; which rows they are is only asked where the answer need not leave a device."""
-    if target.is_cpu:
-        for row in rows.nonzero().flatten().tolist():
-            target[row] = source[row]
-    else:
-        torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target, out=target)
+def _pick(rows: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The source in these rows, the target in the others; nothing is copied where it is one of the two.
+
+    What is given back may be the same memory: no image is changed in place. Which rows they are is only asked where the
+    answer need not leave a device.
+    """
+    if rows.is_cpu:
+        count = int(rows.sum())
+        if count in (0, len(rows)):
+            return source if count else target
+    return torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target)
