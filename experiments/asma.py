@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _svg import Series, drawing
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,8 +32,6 @@ from segaudit.types import VOID, Results, Segmenter
 
 HERE = Path(__file__).parent
 NAME = HERE / "results" / "camvid-asma-loss"
-COLOURS = ("#1b6ca8", "#d1495b", "#3c8d5a")
-WIDTH, HEIGHT, EDGE = 360, 240, 44
 
 
 def main() -> None:
@@ -63,7 +62,12 @@ def curves(data: Dataset, spec: RunSpec, count: int) -> None:
         for label, values in curves.items():
             lines += [f'{model_name},"{label}",{i},{loss:.5f},{share:.5f}' for i, (loss, share) in enumerate(values)]
     NAME.with_suffix(".csv").write_text("\n".join([*lines, ""]))
-    NAME.with_suffix(".svg").write_text(drawing(panels))
+    shown = {f"{name}: cross-entropy to the target": _series(curves) for name, curves in panels.items()}
+    NAME.with_suffix(".svg").write_text(drawing(shown, "forward passes", log_y=True))
+
+
+def _series(curves: dict[str, NDArray[np.float64]]) -> Series:
+    return {label: (range(len(values)), values[:, 0]) for label, values in curves.items()}
 
 
 def curve(net: Segmenter, data: Dataset, attack: AttackSpec, spec: RunSpec, count: int) -> NDArray[np.float64]:
@@ -98,31 +102,6 @@ def sheet(found: Results, data: Dataset, spec: RunSpec) -> Image.Image:
         shown = scene.image / 255 + own.delta.transpose(1, 2, 0)
         rows.setdefault(cell.model, []).extend([(shown.clip(0, 1) * 255).astype(np.uint8), colours[own.prediction]])
     return Image.fromarray(np.concatenate([np.concatenate([*row, goal], 1) for row in rows.values()]))
-
-
-def drawing(panels: dict[str, dict[str, NDArray[np.float64]]]) -> str:
-    """The curves as SVG: a panel a model, the loss on a logarithmic axis."""
-    every = np.concatenate([values[:, 0] for curves in panels.values() for values in curves.values()])
-    low, high = np.log10(every.min()), np.log10(every.max())
-    made = []
-    for column, (title, curves) in enumerate(panels.items()):
-        left = EDGE + column * (WIDTH + EDGE)
-        made.append(f'<rect x="{left}" y="24" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>')
-        made.append(f'<text x="{left}" y="16">{title}: cross-entropy to the target</text>')
-        for value in (every.max(), every.min()):
-            y = 24 + HEIGHT * (high - np.log10(value)) / (high - low)
-            made.append(f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
-        for number, (label, values) in enumerate(curves.items()):
-            x = left + WIDTH * np.arange(len(values)) / max(1, len(values) - 1)
-            y = 24 + HEIGHT * (high - np.log10(values[:, 0])) / (high - low)
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-            made.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[number]}" stroke-width="1.5"/>')
-            place = f'x="{left + 8}" y="{HEIGHT - 20 + 16 * number}"'
-            made.append(f'<text {place} fill="{COLOURS[number]}">{label}</text>')
-        made.append(f'<text x="{left + WIDTH}" y="{HEIGHT + 40}" text-anchor="end">forward passes</text>')
-    size = f'width="{len(panels) * (WIDTH + EDGE) + EDGE}" height="{HEIGHT + 52}"'
-    style = 'font-family="sans-serif" font-size="12"'
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>', *made, "</svg>", ""])
 
 
 if __name__ == "__main__":
