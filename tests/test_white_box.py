@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nets import Net, Problem, problem
 from segaudit import registry
-from segaudit.attacks import _apgd
-from segaudit.attacks._losses import Seen
-from segaudit.attacks.apgd import apgd, make_goal, slots
+from segaudit.attacks import _apgd, _iterate
+from segaudit.attacks._losses import Seen, class_weights, loss_named
+from segaudit.attacks.apgd import apgd, slots
 from segaudit.attacks.cospgd import cosine, cospgd
 from segaudit.attacks.pgd import pgd
 from segaudit.attacks.sea import sea
@@ -531,31 +531,39 @@ def test_the_same_point_starts_a_member_of_sea_and_the_member_alone() -> None:
 
 @pytest.mark.parametrize("norm", RADII)
 @pytest.mark.parametrize("targeted", [False, True])
-def test_the_relay_goes_on_from_the_best_image_with_each_loss(norm: str, targeted: bool) -> None:
+def test_the_relay_goes_on_with_the_balanced_loss_and_counts_by_class(norm: str, targeted: bool) -> None:
     p = problem("segmentation", count=6)
-    labels = goals(p, targeted)
+    labels, pixels = goals(p, targeted), [900.0, 5.0, 300.0, 40.0, 2000.0]
     eps = RADII[norm] / 3
-    given: dict[str, Any] = {"norm": norm, "targeted": targeted}
+    given: dict[str, Any] = {"norm": norm, "targeted": targeted, "class_pixels": pixels}
     with count_passes(p.model) as passes:
-        made = sea_relay(p.model, p.images, labels, rng=p.streams(), eps=eps, steps=40, **given)
-    assert passes.backwards <= 40 * len(labels)
-    own = {"loss": "js", "steps": 20, "radius_reduction": True, **given}
-    leg = apgd(p.model, p.images, labels, rng=p.streams(), eps=eps, **own)
-    left = [left_to_win(p.model, leg, labels, targeted)]
-    for loss in ("masked_ce", "balanced_masked_ce"):
-        goal = make_goal(p.model, p.images, labels, loss=loss, targeted=targeted)
-        leg = _apgd.climb(goal, _apgd.Ball.around(p.images, eps, norm), leg, 10).images
-        left.append(left_to_win(p.model, leg, labels, targeted))
-    torch.testing.assert_close(made, leg, rtol=0, atol=1e-12)
-    assert all(a >= b >= c for a, b, c in zip(*left, strict=True))
-    assert targeted or sum(left[2]) < sum(left[0])
+        made = sea_relay(p.model, p.images, labels, rng=p.streams(), eps=eps, steps=42, **given)
+    assert passes.backwards <= 42 * len(labels)
+
+    def left(images: Tensor) -> list[float]:
+        hit = p.model(images).argmax(1) == labels
+        wanted = (~hit if targeted else hit) & (labels != VOID)
+        return [sum(1 / pixels[label] for label in own[to_win]) for own, to_win in zip(labels, wanted, strict=True)]
+
+    weights = class_weights(labels, 5, pixels)
+    js = _apgd.Goal(p.model, labels, targeted, loss_named("js"), None, weights)
+    balanced = _apgd.Goal(p.model, labels, targeted, loss_named("masked_ce"), weights, weights)
+    at, ends = _iterate.random_start(p.images, 2 * eps, norm, p.streams().child("restart0")), []
+    for goal, counts in ((js, (5, 5, 8)), (balanced, (7, 7, 10))):
+        for radius, count in zip((2 * eps, 1.5 * eps, eps), counts, strict=True):
+            start = _iterate.project(at, p.images, radius, norm)
+            at = _apgd.climb(goal, _apgd.Ball.around(p.images, radius, norm), start, count).images
+        ends.append(at)
+    best = [one if a <= b else other for one, other, a, b in zip(*ends, *map(left, ends), strict=True)]
+    torch.testing.assert_close(made, torch.stack(best), rtol=0, atol=1e-12)
+    assert targeted or sum(left(made)) < sum(left(ends[0]))
 
 
-def test_a_relay_of_few_steps_is_its_first_leg_and_a_won_image_takes_no_other() -> None:
+def test_a_relay_of_one_step_is_its_first_leg_and_a_won_image_takes_no_other() -> None:
     p = problem("segmentation")
     given: dict[str, Any] = {"rng": p.streams(), "eps": EPS}
-    own = {"loss": "js", "steps": 3, "radius_reduction": True}
-    made = sea_relay(p.model, p.images, p.labels, steps=3, **given)
+    own = {"loss": "js", "steps": 1, "radius_reduction": True}
+    made = sea_relay(p.model, p.images, p.labels, steps=1, class_pixels=[1] * 5, **given)
     assert torch.equal(made, apgd(p.model, p.images, p.labels, **given, **own))
     with count_passes(p.model) as passes:
         sea_relay(p.model, p.images, torch.full_like(p.labels, VOID), steps=40, **given)

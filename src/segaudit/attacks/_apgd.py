@@ -40,16 +40,19 @@ class Goal(Rows):
     loss: Loss
     weights: Tensor | None
     """N x H x W factors of the loss, or None: all 1."""
+    counts: Tensor | None = None
+    """N x H x W: how much a pixel is of what is left to win, or None: all 1."""
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One forward pass: the sum to ascend; the cross-entropy with the sign to ascend, N; the pixels left, N.
+        """One forward pass: the sum to ascend; the cross-entropy with the sign to ascend, N; what is left to win, N.
 
         Only the graph holds the logits on: memory that outlives the gradient would cost a tenth of the step.
         """
         seen = Seen(self.model(images), self.labels, self.targeted)
         loss = self.loss(seen)
         total = (loss if self.weights is None else loss * self.weights).sum()
-        return total, seen.toward(seen.ce.detach()).flatten(1).sum(1), seen.open.flatten(1).sum(1)
+        left = seen.open if self.counts is None else seen.open * self.counts
+        return total, seen.toward(seen.ce.detach()).flatten(1).sum(1), left.flatten(1).sum(1)
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Ball(Rows):
 
 @dataclass
 class Found(Rows):
-    """The best images so far, and how many pixels each still has to win; -1: its gradient was not finite."""
+    """The best images so far, and what each still has to win, by the count of its goal; -1: no finite gradient."""
 
     images: Tensor
     left: Tensor
@@ -168,7 +171,7 @@ class State(Rows):
             self.best_loss = torch.where(higher, loss, self.best_loss)
 
     def _keep(self, left: Tensor, loss: Tensor) -> None:
-        """Fewest pixels left, then the higher loss; what has none left is final."""
+        """Least left, then the higher loss; what has none left is final."""
         tie = (left == self.kept_left) & (left > 0) & (loss > self.kept_loss)
         better = (left < self.kept_left) | tie | self.noisy
         self.kept = _pick(better, self.images, self.kept)
@@ -205,7 +208,7 @@ class State(Rows):
 
 
 def climb(goal: Goal, ball: Ball, start: Tensor, steps: int) -> Found:
-    """`steps` steps of AutoPGD from `start`: each image's iterate with the fewest pixels left to win.
+    """`steps` steps of AutoPGD from `start`: each image's iterate with the least left to win, by the goal's count.
 
     start: N x C x H x W in the ball. Costs at most `steps` + 1 forward and `steps` backward passes an image: one that
     has nothing left to win leaves the batch at the next checkpoint.

@@ -89,12 +89,17 @@ def search(
         clean, own = images[rows], goal[rows]
         streams = rng.child(f"restart{restart}")[rows]
         at = random_start(clean, balls[0][0], norm, streams) if start else clean
-        for radius, count in balls:
-            found = climb(own, Ball.around(clean, radius, norm), project(at, clean, radius, norm), count)
-            at = found.images
-        return found
+        return through(own, clean, at, balls, norm)
 
     return Found.best_of((partial(run, restart=i) for i in range(restarts)), images)
+
+
+def through(goal: Goal, clean: Tensor, at: Tensor, balls: Sequence[tuple[float, int]], norm: str) -> Found:
+    """Climbs through balls (radius, steps) in turn, each from the best image of the one before, the first from `at`."""
+    for radius, count in balls:
+        found = climb(goal, Ball.around(clean, radius, norm), project(at, clean, radius, norm), count)
+        at = found.images
+    return found
 
 
 def slots(steps: int, eps: float, radius_reduction: bool) -> list[tuple[float, int]]:
