@@ -23,6 +23,7 @@ lint: .venv/ready
 bench: .venv/ready .venv/peers
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/peers.py pgd segpgd cospgd
+	$(BIN)/python benchmarks/crf.py
 
 # The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
 RESULTS := experiments/results
@@ -50,7 +51,7 @@ docs: .venv/ready
 
 # The peers in benchmarks/ pin old requests: they are installed without their dependencies.
 .venv/peers: .venv/ready
-	$(BIN)/python -m pip install --quiet --no-deps torchattacks adv-lib cospgd
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks adv-lib cospgd pydensecrf2
 	touch $@
 
 clean:

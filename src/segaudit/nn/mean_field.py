@@ -12,12 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segaudit.nn.permutohedral import Lattice
 from segaudit.types import UserError
 
+LARGE = ("window", "lattice")
+"""What the bilateral kernel is on large pictures: cut off, or approximate."""
 PAIRS = 2**24
 """Pairs of pixels whose kernel is held at once; one of no more is made once for all steps."""
 Kernel = Callable[[], Iterable[tuple[Any, Tensor]]]
 """Gives the kernel in parts, each with where it belongs."""
+Message = Callable[[Tensor], Tensor]
+"""Beliefs N x K x H x W -> for each pixel the mean of the others', weighted by the kernel."""
+ASIDE = 1e-3
+"""Of a deviation: how far pixels are moved on the lattice. Black ones and the first row would lie just between
+simplices, where rounding decides which corners there are."""
 LEAST = 1e-6
 """Of the sum of a pixel's kernel: one that is like no other gets no message, and no division by zero."""
 
@@ -29,11 +37,12 @@ class MeanField(nn.Module):
     (position_width, pixels; colour_width, of 255). Each message is a mean: it is divided by the sum of its kernel.
     steps: in eval mode; train_steps: in training. spatial_weight, bilateral_weight: of the messages, one a class;
     with the compatibility of classes (Potts: 1 where they differ) they are parameters where `learned`, else fixed.
-    exact: up to how many pixels the bilateral kernel takes all pairs; on larger pictures it takes the pairs within a
-    square of `window` pixels. The spatial kernel is always exact. Memory is bounded: a large kernel is made in parts,
-    anew at each step and for the gradient, which is of the first order alone.
+    exact: up to how many pixels the bilateral kernel takes all pairs. large: on larger pictures it takes the pairs
+    within a square of `window` pixels, or all pairs, and each pixel with itself, approximately, on a `lattice`. The
+    spatial kernel is always exact. Memory is bounded: a large kernel is made in parts, anew at each step and for the
+    gradient, which is of the first order alone.
     Source: Krähenbühl & Koltun 2011; as layers, with 5 steps in training and 10 in a test: Zheng et al. 2015, whose
-    released configuration the other defaults are; the window: Teichmann & Cipolla 2019.
+    released configuration the other defaults are; the window: Teichmann & Cipolla 2019; the lattice: Adams et al. 2010.
     """
 
     weights: Tensor
@@ -53,13 +62,16 @@ class MeanField(nn.Module):
         learned: bool = True,
         exact: int = 4096,
         window: int = 11,
+        large: str = "window",
     ) -> None:
         super().__init__()
         if window % 2 == 0:
             raise UserError(f"window must be an odd number of pixels, not {window}")
+        if large not in LARGE:
+            raise UserError(f"large must be {' or '.join(LARGE)}, not {large!r}")
         self.steps, self.train_steps = steps, train_steps
         self.spatial_width, self.position_width, self.colour_width = spatial_width, position_width, colour_width
-        self.exact, self.radius = exact, window // 2
+        self.exact, self.radius, self.large = exact, window // 2, large
         weights = torch.tensor([[float(spatial_weight)], [float(bilateral_weight)]]).repeat(1, classes)
         for name, value in (("weights", weights), ("compatibility", 1 - torch.eye(classes))):
             if learned:
@@ -73,15 +85,13 @@ class MeanField(nn.Module):
             raise ValueError(f"logits {tuple(logits.shape)} and picture {tuple(image.shape)} are of different sizes")
         with torch.autocast(logits.device.type, enabled=False):  # a kernel in bfloat16 is none
             unary = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            colours = image.to(unary.dtype) * (255 / self.colour_width)
-            radius = None if image[0, 0].numel() <= self.exact else self.radius
-            kernel = _bilateral_kernel(colours.detach(), self.position_width, radius)
+            bilateral = self._bilateral(image.to(unary.dtype) * (255 / self.colour_width))
+            weights, compatibility = self.weights.to(unary.dtype)[..., None, None], self.compatibility.to(unary.dtype)
             made = unary
             for _ in range(self.train_steps if self.training else self.steps):
                 belief = made.softmax(1)
-                messages = torch.stack([self._spatial(belief), _bilateral(belief, colours, kernel, radius)])
-                weighted = (messages * self.weights[:, None, :, None, None]).sum(0)
-                made = unary - torch.einsum("kl,nlhw->nkhw", self.compatibility, weighted)
+                weighted = weights[0] * self._spatial(belief) + weights[1] * bilateral(belief)
+                made = unary - torch.einsum("kl,nlhw->nkhw", compatibility, weighted)
         return made
 
     def _spatial(self, belief: Tensor) -> Tensor:
@@ -90,8 +100,22 @@ class MeanField(nn.Module):
         around = rows.sum(1)[:, None] * columns.sum(1) - 1
         return (rows @ belief @ columns - belief) / around.clamp_min(LEAST)
 
+    def _bilateral(self, colours: Tensor) -> Message:
+        """Made once for all steps, as far as memory allows."""
+        small = colours[0, 0].numel() <= self.exact
+        if self.large == "lattice" and not small:
+            return _on_lattice(Lattice(_features(colours, self.position_width) + ASIDE))
+        radius = None if small else self.radius
+        kernel = _bilateral_kernel(colours.detach(), self.position_width, radius)
+        return partial(_mean, colours=colours, kernel=kernel, radius=radius)
 
-def _bilateral(belief: Tensor, colours: Tensor, kernel: Kernel, radius: int | None) -> Tensor:
+
+def _on_lattice(lattice: Lattice) -> Message:
+    around = lattice.count()
+    return lambda belief: (lattice(belief.flatten(2).mT) / around).mT.reshape(belief.shape)
+
+
+def _mean(belief: Tensor, *, colours: Tensor, kernel: Kernel, radius: int | None) -> Tensor:
     counted = torch.cat([belief, torch.ones_like(belief[:, :1])], 1)
     found: Tensor = _Bilateral.apply(counted, colours, kernel, radius)
     return found[:, :-1] / found[:, -1:].clamp_min(LEAST)
@@ -149,9 +173,7 @@ def _bilateral_kernel(colours: Tensor, width: float, radius: int | None) -> Kern
 
 def _rows(colours: Tensor, width: float) -> Iterator[tuple[slice, Tensor]]:
     """The kernel between all pairs, N x some x H W, for some of the pixels after the other."""
-    y, x = (torch.arange(side, dtype=colours.dtype, device=colours.device) / width for side in colours.shape[2:])
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(colours), -1, -1, -1)
-    features = torch.cat([grid, colours], 1).flatten(2).mT.contiguous()
+    features = _features(colours, width)
     count = features.shape[1]
     step = max(1, PAIRS // (count * len(features)))
     for start in range(0, count, step):
@@ -161,6 +183,13 @@ def _rows(colours: Tensor, width: float) -> Iterator[tuple[slice, Tensor]]:
         kernel = apart.square_().mul_(-0.5).exp_()
         kernel.diagonal(start, 1, 2).zero_()
         yield own, kernel
+
+
+def _features(colours: Tensor, width: float) -> Tensor:
+    """Each pixel's place and colour in standard deviations, N x H W x (2 + C)."""
+    y, x = (torch.arange(side, dtype=colours.dtype, device=colours.device) / width for side in colours.shape[2:])
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(colours), -1, -1, -1)
+    return torch.cat([grid, colours], 1).flatten(2).mT.contiguous()
 
 
 def _shifts(colours: Tensor, width: float, radius: int) -> Iterator[tuple[Any, Tensor]]:
