@@ -24,6 +24,8 @@ from segaudit.types import UserError
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Resize = Callable[[NDArray[np.uint8], Size], NDArray[np.float64]]
+"""What stands between a picture H x W x C and a network: h x w x C in [0, 1], as the network gets it."""
 
 
 def _pil(picture: NDArray[Any], size: Size, method: str) -> NDArray[Any]:

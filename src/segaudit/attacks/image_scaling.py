@@ -31,11 +31,13 @@ def image_scaling(
     change but for rounding. Pixels that the resizer does not look at keep their values.
     Whether the goal is reached is for the caller to measure: where neighbours share pixels (antialiased resizers), a
     target of full contrast may be out of reach, and what comes back is as near to it as it gets.
-    Raises UserError for pictures, eps or steps that cannot be.
+    Raises UserError for pictures, eps or steps that cannot be, and for what is no library's resizer.
     Source: Xiao et al. 2019 (their quadratic program, here of both axes at once); Quiring et al. 2020.
     """
     whole(steps=steps)
-    _check(source, target, eps)
+    check(source, target, eps)
+    if not isinstance(resizer, Resizer):
+        raise UserError(f"image_scaling is made for a library's resizer alone, not {resizer!r}")
     rows, columns = matrix(resizer, len(source), len(target)), matrix(resizer, source.shape[1], target.shape[1])
     used = np.ix_(*(m.any(0).numpy() for m in (rows, columns)))
     made = source.copy()
@@ -124,7 +126,8 @@ def _overwritten(pixels: Picture, target: Picture, eps: float) -> Picture:
     return pixels.astype(int).clip(target.astype(int) - room, target.astype(int) + room).astype(np.uint8)
 
 
-def _check(source: Picture, target: Picture, eps: float) -> None:
+def check(source: Picture, target: Picture, eps: float) -> None:
+    """Refuse pictures that cannot hide one another, and an eps that is none."""
     for key, picture in (("source", source), ("target", target)):
         if picture.ndim != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
             raise UserError(f"{key} must be an H x W x C picture of 8 bits, not {picture.dtype} {picture.shape}")
