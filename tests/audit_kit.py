@@ -79,6 +79,7 @@ def content(folder: Path, **over: Any) -> dict[str, Any]:
         "eps": ["4/255", "16/255"],
         "pictures": {"images": 2, "eps": "16/255"},
         "precision": "fp32",
+        "diagnostics": False,
     }
     return {key: value for key, value in (made | over).items() if value is not None}
 

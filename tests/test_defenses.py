@@ -39,6 +39,10 @@ DEFENSES: list[dict[str, Any]] = [
     {"name": "tv"},
     {"name": "bit_depth"},
     {"name": "blur"},
+    {"name": "crf"},
+    {"name": "crf", "exact": 0, "colour_width": 20},
+    {"name": "smoothing", "sigma": 0.1, "draws": 3},
+    {"name": "smoothing", "draws": 2, "fusion": "votes"},
     {"name": "chain", "parts": ["jpeg", {"name": "random_transforms", "bits": None}, {"name": "multiscale"}]},
 ]
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: "-".join(map(str, d.values()))[:50])
@@ -125,7 +129,7 @@ def test_images_and_model_are_as_they_were(defense: dict[str, Any]) -> None:
         model(p.images)
     assert torch.equal(p.images, before)
     assert all(torch.equal(v, kept[k]) for k, v in p.model.state_dict().items())
-    assert is_random(model) == ("random_transforms" in str(defense))
+    assert is_random(model) == any(name in str(defense) for name in ("random_transforms", "smoothing"))
 
 
 SMOOTH = [
@@ -155,6 +159,7 @@ NOTHING = [
     ("median", {"size": 1}),
     ("bilateral", {"size": 1}),
     ("blur", {"sigma": 0}),
+    ("crf", {"spatial_weight": 0, "bilateral_weight": 0}),
     ("random_transforms", {"scales": [1, 1], "blur": None, "noise": [0, 0], "quality": None, "bits": [8, 8]}),
     ("chain", {"parts": ["none", {"name": "median", "size": 1}]}),
 ]
@@ -341,6 +346,9 @@ def test_an_attack_that_knows_of_the_defense_beats_one_that_does_not(defense: di
         ("random_transforms", {"noise": ["a", 1]}, "noise must be a number of at least 0, not 'a'"),
         ("random_transforms", {"quality": [50.5, 60]}, "quality must be a whole number from 1 to 100, not 50.5"),
         ("random_transforms", {"eot": 0}, "eot must be a whole number of at least 1, not 0"),
+        ("smoothing", {"sigma": 0}, "sigma must be a number above 0, not 0"),
+        ("smoothing", {"draws": 1.5}, "draws must be a whole number of at least 1, not 1.5"),
+        ("smoothing", {"fusion": "vote"}, "fusion must be softmax or votes, not 'vote' (did you mean 'votes'?)"),
         ("chain", {"parts": "jpeg"}, "parts must be a list such as [jpeg, {name: blur, sigma: 2}], not 'jpeg'"),
         ("chain", {"parts": [3]}, "a part is a name, or {name: ..., and its arguments}, not 3"),
         ("chain", {"parts": ["jpg"]}, "no defense is called 'jpg' (did you mean 'jpeg'?)"),

@@ -50,6 +50,33 @@ def test_equal_budgets_are_told_apart_by_what_is_left() -> None:
     assert told[1] == "All fall below half there; a keeps the least: pgd takes it from 60.0\u00a0% to 10.0\u00a0%."
 
 
+def test_a_model_with_a_flag_is_not_called_the_best() -> None:
+    cells = [
+        pair
+        for model, left in (("a", 0.1), ("b", 0.2), ("masked", 0.5))
+        for pair in ((cell(model), scored(0.6)), (cell(model, "pgd", 8), scored(left)))
+    ]
+    rows = summarise(run(cells))
+
+    def told(*flagged: str) -> list[str]:
+        return [text.replace("\u00a0", " ") for text in headline(rows, flagged)]
+
+    assert told()[0].startswith("masked stands best of 3. ")
+    first, second, *_, last = told("masked")
+    assert first == (
+        "masked seems to stand better than b, but do not rely on it: there are signs that the attacks on it fall short "
+        "(below)."
+    )
+    assert second.startswith("Of those without one, b stands best. ")
+    assert last == "At Linf 8/255 no other model keeps more than 20.0 % mIoU."
+    assert told("masked", "b", "a")[0].startswith("masked stands best of 3. ")
+    assert "Do not rely on it: there are signs" in told("masked", "b", "a")[0]
+    only = told("masked", "b")
+    assert only[0].startswith("masked, b seem to stand better than a, but")
+    assert only[1].startswith("Of those without one, a stands best. ")
+    assert len(only) == 2
+
+
 def test_notes_tell_of_targets_and_of_attacks_with_their_own_norm() -> None:
     cells = [
         (cell(), scored(0.6)),

@@ -32,7 +32,8 @@ DEMO = Path(__file__).parent / "audit" / "demo.yaml"
 Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder or any fsspec path [runs/NAME].")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
 KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
-KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling"}
+KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling", "guards": "guard"}
+KINDS |= {"scaling_detectors": "scaling_detector"}
 
 
 def _version(asked: bool) -> None:
@@ -76,7 +77,13 @@ def report(path: Annotated[str, typer.Argument(metavar="RUN", help="The run's fo
 @app.command()
 def table(
     path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
-    form: Annotated[str, typer.Option(help="pivot, long, transfer, classes or sizes [csv: long, else pivot].")] = "",
+    form: Annotated[
+        str,
+        typer.Option(
+            help="pivot, long, transfer, classes, sizes, certified, scaling, scaling_detectors, defenses or masking "
+            "[csv: long]."
+        ),
+    ] = "",
     quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), success.")] = "",
     format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
 ) -> None:
@@ -111,31 +118,44 @@ def attack(
 
 @app.command()
 def scaling(
-    spec: Annotated[Path, typer.Argument(help="A run's spec, whose data and models are meant.")],
-    library: Annotated[str, typer.Option(help="Whose resizer is attacked: pil, opencv or torch.")] = "pil",
+    spec: Annotated[Path, typer.Argument(help="A run's spec, whose data and models are meant, and its scaling block.")],
+    library: Annotated[str | None, typer.Option(help="Whose resizer is attacked: pil, opencv or torch [pil].")] = None,
     method: Annotated[str | None, typer.Option(help="Such as bilinear [all that the library has].")] = None,
     factor: Annotated[
         float | None, typer.Option(help="How much larger the pictures are than the data's size [their own size].")
     ] = None,
-    eps: Annotated[str, typer.Option(help="How far the resized picture may be from the hidden one.")] = "2/255",
+    eps: Annotated[
+        str | None, typer.Option(help="How far the resized picture may be from the hidden one [2/255].")
+    ] = None,
+    guard: Annotated[list[str] | None, typer.Option(help="What stands before the resizer, repeated [none].")] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="What is to notice the attack, repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Only that many images.")] = None,
 ) -> None:
     """Hide in each picture another one that a resizer brings out, and print what the models see."""
+    from segaudit.audit import resizing
     from segaudit.audit import scaling as room
     from segaudit.report import grid
+    from segaudit.report import scaling as told
 
+    asked = _read(spec, limit)
+    block = resizing.changed(
+        asked.scaling,
+        library=library,
+        methods=[method] if method else None,
+        factor=factor,
+        eps=eps,
+        guards=guard,
+        detectors=detector,
+    )
     with _bar("hiding") as (bar, task):
         rows = room.scale_spec(
-            _read(spec, limit),
-            library,
-            method,
-            factor,
-            eps,
+            asked,
+            block,
             lambda done, total: bar.update(task, completed=done, total=total, description=f"picture {done}/{total}"),
         )
-    header, body = room.table(rows)
-    title = f"mIoU (%) on {rows[0].images} pictures at full size, and of the hidden ones after the resize"
-    print(grid.markdown(grid.Grid(title, header, body, words=3)), end="")
+    print(grid.markdown(told.attacks(rows)), end="")
+    if block.detectors:
+        print("\n" + grid.markdown(told.detectors(rows)), end="")
 
 
 @app.command()

@@ -39,9 +39,24 @@ TABLES: dict[str, dict[str, str]] = {
         "universal": "segaudit.attacks.universal:universal",
         "patch": "segaudit.attacks.patch:patch",
         "square": "segaudit.attacks.square:square",
+        "noise": "segaudit.attacks.noise:noise",
     },
     "scaling": {
         "image_scaling": "segaudit.attacks.image_scaling:image_scaling",
+        "median_scaling": "segaudit.attacks.guarded_scaling:median_scaling",
+        "random_scaling": "segaudit.attacks.guarded_scaling:random_scaling",
+    },
+    "guard": {
+        "none": "segaudit.defenses.scaling_guards:none",
+        "area": "segaudit.defenses.scaling_guards:area",
+        "median": "segaudit.defenses.scaling_guards:median",
+        "random": "segaudit.defenses.scaling_guards:random",
+    },
+    "scaling_detector": {
+        "down_up_mse": "segaudit.defenses.scaling_detectors:down_up_mse",
+        "down_up_ssim": "segaudit.defenses.scaling_detectors:down_up_ssim",
+        "spectrum_points": "segaudit.defenses.scaling_detectors:spectrum_points",
+        "spectrum_energy": "segaudit.defenses.scaling_detectors:spectrum_energy",
     },
     "target": {
         "next": "segaudit.attacks.targets:following",
@@ -61,7 +76,9 @@ TABLES: dict[str, dict[str, str]] = {
         "tv": "segaudit.defenses.tv:tv",
         "bit_depth": "segaudit.defenses.bit_depth:bit_depth",
         "blur": "segaudit.defenses.blur:blur",
+        "crf": "segaudit.defenses.crf:crf",
         "chain": "segaudit.defenses.chain:chain",
+        "smoothing": "segaudit.defenses.smoothing:smoothing",
     },
     "membership": {},
     "data": {

@@ -195,6 +195,70 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Smoothed:
+    """What one set of votes is of: a model that is asked about images in Gaussian noise.
+
+    denoiser: the defense between noise and model. sigma: on images in [0, 1]. n0, n: draws an image, those that
+    choose a class for each pixel and those that vote on it.
+    """
+
+    model: str
+    denoiser: str
+    sigma: float
+    n0: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """How noisy copies of images voted, all that certificates of any tau, alpha and correction are made from.
+
+    pixels: of each image a table M x 4 of label, class that the first n0 draws chose, how many of the n others voted
+    for it, and how many pixels that is so of. Void pixels are in none.
+    """
+
+    ids: tuple[str, ...]
+    pixels: tuple[Ints, ...]
+    seconds: Floats
+
+
+TWICE = " with twice the "
+"""Between the attack of a cell and its `steps` or `draws`: of the diagnostics, the same attack with more of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Pictures with others hidden in them, for one resizer and what guards it, as one model sees them: N rows.
+
+    threat: what the attack knew: `white-box` (there is no guard), `oblivious` (it was made for the resizer alone) or
+    `adaptive`. Against their own labels, clean, source: the pictures before and after the attack, resized safely;
+    before, after: the same as the network gets them, through the guard. Against the hidden pictures' labels, goal,
+    target: those pictures, and what the network gets. linf, l2: how far that is from the hidden picture. change: L2
+    of the perturbation at full size. similarity: SSIM of before and after at full size. changed: the share of the
+    places whose pixel is another. scores: of each detector, on the pictures before and after.
+    """
+
+    model: str
+    library: str
+    method: str
+    guard: str
+    threat: str
+    ids: tuple[str, ...]
+    clean: Counts
+    source: Counts
+    before: Counts
+    after: Counts
+    goal: Counts
+    target: Counts
+    linf: Floats
+    l2: Floats
+    change: Floats
+    similarity: Floats
+    changed: Floats
+    scores: Mapping[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One image of one cell, kept to be shown and to be scored by another model.
 
@@ -232,3 +296,9 @@ class Results:
     """The kept pictures of some cells, of the images in `scenes`; clean cells have a zero delta."""
     lacking: int = 0
     """Parts of the plan that are not computed yet."""
+    diagnostics: Sequence[tuple[Cell, Records]] = ()
+    """Cells on a few of the images, which the masking diagnostics alone see, beside the others on the same images."""
+    votes: Sequence[tuple[Smoothed, Votes]] = ()
+    """What certificates are made from, in the order of the plan."""
+    scaling: Sequence[Hidden] = ()
+    """Image scaling attacks on each model, in the order of the plan."""

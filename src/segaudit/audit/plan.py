@@ -16,9 +16,9 @@ from segaudit.audit.parts import ModelSpec, Part, Tuned
 from segaudit.audit.spec import AttackSpec, RunSpec
 from segaudit.metrics.worst_case import RULES
 from segaudit.paths import expand
-from segaudit.types import Cell, UserError
+from segaudit.types import Cell, Smoothed, UserError
 
-VERSION = 3
+VERSION = 4
 """Raised by hand when the code computes something else for the same spec."""
 SHARD = 8
 """Images in a shard: fixed, so that the number of workers changes no result. A lone last image joins the shard before
@@ -37,7 +37,9 @@ class Job:
     chooses from, image by image, and what makes one worse (`metrics.worst_case.RULES`); it has a single part.
     fit: the images that its attack is fitted on first. outside: what the attack has changed is not scored.
     together: the models whose ensemble its images are made on, in place of the model's own. lender: the model that
-    the images of its source were made on. draws: how often it is scored if its defense is random.
+    the images of its source were made on. draws: how often it is scored if its defense is random. smoothed: instead
+    of all that, noisy copies vote (`audit.votes`). eot: how many times the draws that a random defense asks for its
+    attack takes the mean of.
     """
 
     key: str
@@ -57,6 +59,8 @@ class Job:
     together: tuple[ModelSpec, ...] = ()
     lender: ModelSpec | None = None
     draws: int = 1
+    smoothed: Smoothed | None = None
+    eot: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,20 @@ def cut(ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """The shards of a list of images."""
     ends = [*range(SHARD, len(ids) - 1, SHARD), len(ids)]
     return tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))
+
+
+def key_of(
+    spec: RunSpec, ids: Sequence[str], contents: Contents, model: ModelSpec, defense: Part, own: Mapping[str, Any]
+) -> str:
+    """The key of what is computed of a model behind a defense beside the cells; own: all else that decides it."""
+    content = {
+        "data": _data(spec.data) | {"content": contents.data},
+        "ids": _digest(list(ids)),
+        "seed": spec.seed,
+        "model": _model(model) | {"content": contents.models.get(model.title())},
+        "defense": _part("defense", defense),
+    }
+    return _digest({**content, **own})[:20]
 
 
 def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segaudit.audit import build, fit, log
+from segaudit.audit import build, diagnostics, fit, hidden, log, votes
 from segaudit.audit.execute import Executor
 from segaudit.audit.plan import Contents, Job, Plan, plan
 from segaudit.audit.spec import RunSpec
@@ -41,8 +41,9 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
     data = build.dataset(spec.data)
     models, opaque, random = {}, set(), set()
+    denoisers = spec.certification.denoisers if spec.certification else []
     for model in spec.models:  # before any work: a wrong model is said at once
-        for defense in spec.defenses:
+        for defense in [*spec.defenses, *denoisers]:
             bare = build.model(model, data.class_names)
             models[model.title()] = build.digest(bare)
             if not has_gradient(bare):
@@ -50,14 +51,20 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
             if is_random(build.defended(bare, defense)):
                 random.add(defense.label())
     contents = Contents(data.digest(), models, fit.digests(spec, data), frozenset(opaque), frozenset(random))
-    planned = plan(spec, data.ids, contents)
-    store.write_json("plan.json", _index(spec, planned, data))  # first: by it a folder is known as a run
+    planned, certified = plan(spec, data.ids, contents), votes.plan(spec, data.ids, contents)
+    scaled = hidden.plan(spec, data, contents)
+    checked = diagnostics.plan(planned, spec, data.ids, contents)
+    index = _index(spec, planned, data) | votes.index(certified) | hidden.index(scaled) | diagnostics.index(checked)
+    store.write_json("plan.json", index)  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
-    tasks = pending(spec, planned, store)
+    tasks = [task for own in (planned, certified, checked) for task in pending(spec, own, store)]
     chosen = [job for job in planned.jobs if job.members and not store.parts("cells", job.key)]
     todo, total = len(tasks) + len(chosen), sum(_parts(job.members, planned.shards) for job in planned.jobs)
     total += sum(job.fit is not None and not job.members for job in planned.jobs)
+    total += sum(len(own.jobs) * len(own.shards) for own in (certified, checked))
+    hiding = hidden.pending(scaled, store)
+    todo, total = todo + len(hiding), total + len(scaled)
     history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
     session, began, done, noted = log.session(how, spec.precision), time.perf_counter(), 0, time.perf_counter()
 
@@ -85,6 +92,8 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
             options = [store.read_records(key) for key in job.members]
             choice = RULES[job.rule]([records.counts for records in options])
             store.write_records(job.key, 0, pick(options, choice))
+            advance()
+        for _ in hidden.fill(spec, data, hiding, store):
             advance()
     finally:
         note(log.now() if done == todo else None)
@@ -147,6 +156,9 @@ def results(path: str) -> Results:
             found = [p for part in parts for p in store.read_pictures(job["key"], part) if p.id in shown]
             if found:
                 pictures[cell] = found
+    cast, uncast = votes.read(store, index)
+    scaled, unscaled = hidden.read(store, index)
+    checked, unchecked = diagnostics.read(store, index)
     if not cells:
         raise UserError(f"{path}: no part of this run is finished yet; give `segaudit run` again")
     spec = yaml.safe_load(store.read("spec.yaml"))
@@ -159,7 +171,10 @@ def results(path: str) -> Results:
         cells=cells,
         scenes=scenes,
         pictures=pictures,
-        lacking=lacking,
+        lacking=lacking + uncast + unscaled + unchecked,
+        votes=cast,
+        scaling=scaled,
+        diagnostics=checked,
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from segaudit import registry
+from segaudit.audit.certification import Certification
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, number, real
+from segaudit.audit.resizing import Scaling
 
 HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels", "fitted")
 """What the audit hands an attack itself; class_pixels: how many pixels each class has in the images of the run."""
@@ -89,6 +91,28 @@ class Transfer(Strict):
         return self.each or self.ensemble
 
 
+class Diagnostics(Strict):
+    """What the masking diagnostics compute for themselves; `true` is `{limit: 8}`, and `false` `{limit: 0}`: nothing.
+
+    limit: on so many of the run's images, evenly spread. queries: of the black-box attack on an image.
+    """
+
+    limit: int = Field(default=8, ge=0)
+    queries: int = Field(default=200, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if not isinstance(value, (bool, Mapping, Diagnostics)):
+            raise ValueError("write true, false, or {limit: 8}")
+        return {"limit": 8 * value} if isinstance(value, bool) else value
+
+    def images(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """The images that they are computed on."""
+        count = min(self.limit, len(ids))
+        return tuple(ids[i * len(ids) // count] for i in range(count))
+
+
 class RunSpec(Strict):
     """One audit. eps: radii in [0, 1], written `8/255`, or plain numbers in multiples of `unit`, as is an
     attack's step_size.
@@ -97,6 +121,9 @@ class RunSpec(Strict):
     model). transfer: score every model on the images made on every other; `{ensemble: true}`: and on those made on
     all others together. keep: keep all adversarial images.
     batch: images attacked at once; it changes no result but for rounding. draws: how often a random defense is scored.
+    certification: certificates by randomised smoothing, of every model.
+    scaling: image scaling attacks on the resizer before every model.
+    diagnostics: cells on a few images that tell robustness from masked gradients; unless told, if there is a defense.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -113,6 +140,9 @@ class RunSpec(Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch: int = Field(8, ge=1)
     draws: int = Field(1, ge=1)
+    certification: Certification | None = None
+    scaling: Scaling | None = None
+    diagnostics: Diagnostics | None = None
     seed: int = 0
 
     @model_validator(mode="before")
@@ -133,6 +163,9 @@ class RunSpec(Strict):
         pictures = value.get("pictures")
         if isinstance(pictures, Mapping) and "eps" in pictures:
             made["pictures"] = {**pictures, "eps": _times(pictures["eps"], unit)}
+        scaling = value.get("scaling")
+        if isinstance(scaling, Mapping) and "eps" in scaling:
+            made["scaling"] = {**scaling, "eps": _times(scaling["eps"], unit)}
         return made
 
     @field_validator("eps")
@@ -179,6 +212,11 @@ class RunSpec(Strict):
             if twice:
                 raise ValueError(f"{what}: {twice[0]!r} is there twice; {mend}")
         return self
+
+    def diagnosed(self) -> Diagnostics:
+        """What the masking diagnostics compute: as told, or as usual where there is a defense, or nothing."""
+        usual = Diagnostics() if self.defenses != [Tuned(name="none")] else Diagnostics(limit=0)
+        return usual if self.diagnostics is None else self.diagnostics
 
     def shown_eps(self) -> float:
         """The eps at which pictures are kept for the page."""

@@ -1,7 +1,7 @@
 """The store of a run: a folder, a network share or a bucket, where a part appears whole or not at all.
 
 `spec.yaml`, `plan.json`, `log.json`, `cells/KEY/part-NNNN.parquet`, `images/KEY/part-NNNN.parquet`,
-`images/scenes.parquet`, `fits/KEY.safetensors`, `report/index.html`.
+`images/scenes.parquet`, `fits/KEY.safetensors`, `scaling/KEY.json`, `report/index.html`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segaudit.types import Counts, Norms, Picture, Records, Scene, UserError
+from segaudit.types import Counts, Norms, Picture, Records, Scene, UserError, Votes
 
 ASIDE = ".part"
 """How the name ends of a file that is being written."""
 COUNTS = ("intersection", "union", "target")
 NORMS = ("linf", "l2", "l0")
 SINGLES = ("places", "loss", "forwards", "backwards", "seconds")
+VOTES = ("label", "class", "votes", "pixels")
 
 
 class Store:
@@ -138,6 +139,20 @@ class Store:
             redrawn=Counts(*drawn) if drawn else None,
             **{name: column[name].to_numpy() for name in SINGLES},
         )
+
+    def write_votes(self, key: str, part: int, votes: Votes) -> None:
+        """Write how the noisy copies of the images of one shard voted."""
+        columns: dict[str, Any] = {"id": list(votes.ids), "seconds": votes.seconds}
+        columns |= {name: [table[:, i] for table in votes.pixels] for i, name in enumerate(VOTES)}
+        self.write(_part("cells", key, part), _parquet(columns))
+
+    def read_votes(self, key: str) -> Votes:
+        """How the noisy copies voted in all finished parts, in the order of the shards."""
+        names = [_part("cells", key, part) for part in sorted(self.parts("cells", key))]
+        table = pa.concat_tables([pq.read_table(io.BytesIO(self.read(name))) for name in names])
+        columns = [table[name].to_numpy(zero_copy_only=False) for name in VOTES]
+        pixels = tuple(np.stack(rows, 1) for rows in zip(*columns, strict=True))
+        return Votes(tuple(table["id"].to_pylist()), pixels, table["seconds"].to_numpy())
 
     def write_pictures(self, key: str, part: int, pictures: Sequence[Picture]) -> None:
         """Write the kept images of one shard of a cell."""

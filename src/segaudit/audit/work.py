@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segaudit import registry
-from segaudit.audit import build
+from segaudit.audit import build, votes
 from segaudit.audit.batches import goal as masks
 from segaudit.audit.batches import outside, same_size
 from segaudit.audit.parts import ModelSpec, Part
@@ -74,6 +74,10 @@ def work(task: Task) -> None:
     job, store, device = task.job, Store(task.store), default_device()
     data = _dataset(task.data.model_dump_json())
     model = _model(job.model.model_dump_json(), job.defense.model_dump_json(), data.class_names)
+    if job.smoothed is not None:
+        shards = (shard.to(device) for shard in same_size(data, task.ids))
+        store.write_votes(job.key, task.part, votes.draw(job.smoothed, model, shards, task.batch, task.seed))
+        return
     others = tuple(other.model_dump_json() for other in job.together)
     maker = _together(others, data.class_names) if others else model
     if job.lender is not None and job.target is not None:  # the masks that its images were led to
@@ -169,7 +173,7 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
     if job.fit is not None:
         fitted, fit_cost = _learnt(task.store, job.key)
         own["fitted"] = fitted.to(clean.images.device)
-    view = _fast(model, resolve(task.precision, clean.images.device), clean.images[:1])
+    view = _fast(model, resolve(task.precision, clean.images.device), clean.images[:1], job.eot)
     rng = ImageStreams(task.seed, clean.ids, job.attack.name)
     labels = clean.labels if goal is None else goal
     began = clock(clean.images.device)
@@ -180,7 +184,7 @@ def _craft(task: Task, model: Segmenter, clean: Batch, goal: Tensor | None) -> M
         raise UserError(f"attack {job.cell.attack!r} returned a {type(images).__name__}, not images")
     images = images.detach()
     _check(job, clean, images)
-    each = max(1, len(job.together)) * draws_of(model)
+    each = max(1, len(job.together)) * draws_of(model) * job.eot
     spent = (each * passes.forwards, each * passes.backwards, seconds)
     return Made(images, goal, *(used / len(clean) + share for used, share in zip(spent, fit_cost, strict=True)))
 
@@ -261,15 +265,15 @@ def _together(specs: tuple[str, ...], class_names: tuple[str, ...]) -> Segmenter
     return Ensemble([_model(spec, none, class_names) for spec in specs])
 
 
-_views: dict[tuple[int, str], tuple[Segmenter, Fast]] = {}
+_views: dict[tuple[int, str, int], tuple[Segmenter, Fast]] = {}
 
 
-def _fast(model: Segmenter, precision: str, probe: Tensor) -> Fast:
-    """The cheap copy of a model, made once; of a random one that asks for it, its expectation."""
-    key = (id(model), precision)
+def _fast(model: Segmenter, precision: str, probe: Tensor, times: int = 1) -> Fast:
+    """The cheap copy of a model, made once; of a random one its expectation over `times` the draws that it asks for."""
+    key = (id(model), precision, times)
     if key not in _views or _views[key][0] is not model:
         if len(_views) >= 4:
             _views.clear()
-        draws = draws_of(model)
+        draws = draws_of(model) * times
         _views[key] = (model, Fast(EOT(model, draws) if draws > 1 else model, precision, probe))
     return _views[key][1]

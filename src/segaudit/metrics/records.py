@@ -83,6 +83,21 @@ def pick(options: Sequence[Records], choice: Ints) -> Records:
     return Records(ids=options[0].ids, choice=choice, **picked, **cost)
 
 
+def only(records: Records, ids: Sequence[str]) -> Records:
+    """The rows of these images, in their order; an image that has none is left out."""
+    places = {name: row for row, name in enumerate(records.ids)}
+    kept = [name for name in ids if name in places]
+    rows = np.array([places[name] for name in kept], dtype=np.int64)
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, (Counts, Norms)):
+            return type(value)(*(getattr(value, field.name)[rows] for field in fields(value)))
+        return None if value is None else value[rows]
+
+    rest = {field.name: chosen(getattr(records, field.name)) for field in fields(Records) if field.name != "ids"}
+    return Records(ids=tuple(kept), **rest)
+
+
 def join(parts: Sequence[Records]) -> Records:
     """The records of several batches as one."""
     first = parts[0]

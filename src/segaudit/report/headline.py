@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from segaudit.report.summary import Row, grouped, levels, percent, show_eps, strongest, unique
+
+SHORT = "there are signs that the attacks on it fall short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,12 @@ def norms(rows: Sequence[Row]) -> list[str]:
     return unique(row.norm for row in rows if row.direct and row.eps is not None)
 
 
-def headline(rows: Sequence[Row]) -> list[str]:
-    """Two or three sentences a norm; the clean scores where nothing was attacked with a budget."""
-    told = [sentence for norm in norms(rows) for sentence in _compare(standings(rows, norm))]
+def headline(rows: Sequence[Row], flagged: Collection[str] = ()) -> list[str]:
+    """A few sentences a norm; the clean scores where nothing was attacked with a budget.
+
+    flagged: the names (`Row.name`) of models of which a masking diagnostic is raised; none is called the best.
+    """
+    told = [sentence for norm in norms(rows) for sentence in _compare(standings(rows, norm), flagged)]
     if not told:
         clean = [row for row in rows if row.clean]
         told = [f"{row.name} scores {with_sign(row.miou)} mIoU on {row.images} clean images." for row in clean]
@@ -71,24 +77,34 @@ def with_sign(value: float) -> str:
     return f"{percent(value)}\u00a0%"
 
 
-def _compare(found: Sequence[Standing]) -> Iterator[str]:
+def _compare(found: Sequence[Standing], flagged: Collection[str]) -> Iterator[str]:
     """The best, the worst, and the largest budget."""
     if not found:
         return
-    best, last = found[0], found[-1]
-    name = best.clean.name
+    sound = [standing for standing in found if standing.clean.name not in flagged]
+    best, last = (sound or found)[0], found[-1]
+    name, doubt = best.clean.name, "" if sound else f" Do not rely on it: {SHORT} (below)."
     if len(found) == 1:
-        yield f"{name} scores {with_sign(best.clean.miou)} mIoU on {best.clean.images} clean images. {_fall(best)}"
+        clean = f"{name} scores {with_sign(best.clean.miou)} mIoU on {best.clean.images} clean images."
+        yield f"{clean} {_fall(best)}{doubt}"
         return
-    yield f"{name} stands best of {len(found)}. {_fall(best)}"
+    ahead = [standing.clean.name for standing in takewhile(lambda standing: standing is not best, found)]
+    if ahead:
+        seem = "seems" if len(ahead) == 1 else "seem"
+        yield f"{', '.join(ahead)} {seem} to stand better than {name}, but do not rely on it: {SHORT} (below)."
+        yield f"Of those without one, {name} stands best. {_fall(best)}"
+    else:
+        yield f"{name} stands best of {len(found)}. {_fall(best)}{doubt}"
+    if last is best:
+        return
     if last.halved is None:
         yield f"{last.clean.name} keeps the least: {_drop(last, last.worst[-1])}."
     elif best.halved and best.halved.eps == last.halved.eps:
         yield f"All fall below half there; {last.clean.name} keeps the least: {_drop(last, last.halved)}."
     else:
         yield f"{last.clean.name} falls first, at {at_budget(last.halved)}: {_drop(last, last.halved)}."
-    most = max((standing.worst[-1] for standing in found), key=lambda row: row.miou)
-    yield f"At {at_budget(most)} no model keeps more than {with_sign(most.miou)} mIoU."
+    most = max((standing.worst[-1] for standing in sound or found), key=lambda row: row.miou)
+    yield f"At {at_budget(most)} no {'other ' * bool(ahead)}model keeps more than {with_sign(most.miou)} mIoU."
 
 
 def _fall(standing: Standing) -> str:

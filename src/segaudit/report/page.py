@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from segaudit.report import sheets
+from segaudit.report import certified, masking, scaling, sheets, signs, verdict
 from segaudit.report.curves import curves
 from segaudit.report.doubts import doubts
 from segaudit.report.grid import Grid, comma
@@ -30,7 +30,9 @@ SESSION = ("started", "finished", "computed", "seconds")
 
 def page(results: Results) -> str:
     """The HTML of a run. Scripts, styles and pictures are inside; its content policy forbids any request."""
-    rows = summarise(results)
+    rows, found = summarise(results), masking.diagnose(results)
+    doubted = {(d.model, d.defense) for d in found if d.raised}
+    defended = results.diagnostics or any(row.defense != "none" for row in rows)
     drawn, shown = curves(rows), gallery(results, rows)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -38,9 +40,13 @@ def page(results: Results) -> str:
     strong = next(filter(None, (sheets.typical(rows, row) for row in rows if row.clean)), None)
     return environment.get_template("page.html.j2").render(
         name=results.name,
-        headline=headline(rows),
+        headline=headline(rows, {row.name for row in rows if (row.model, row.defense) in doubted}),
         notes=notes(rows),
-        doubts=doubts(results, rows),
+        doubts=doubts(results, rows, found),
+        verdicts=[made.line for made in verdict.verdicts(results, found)],
+        masking=_sheet(masking.grid(found, results.name, False)) if defended else None,
+        margin=f"{100 * signs.MARGIN:g}",
+        spent=masking.spent(results),
         facts=_facts(results, rows),
         spec=yaml.safe_dump(
             _plain(results.spec), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
@@ -56,6 +62,10 @@ def page(results: Results) -> str:
         sizes=sheets.sizes(rows),
         rounding=sheets.rounding(rows),
         cost=sheets.cost(rows),
+        certified=_sheet(certified.grid(results, rows, "", False)) if results.votes else None,
+        radii=certified.radii(results),
+        scaling=[_sheet(grid) for grid in scaling.grids(results)],
+        guards=scaling.lines(results),
         legend=[(name, sheets.colour(results, i)) for i, name in enumerate(results.class_names)],
         pictures=shown,
         data={

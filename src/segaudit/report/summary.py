@@ -106,24 +106,37 @@ class Row:
 
 
 def summarise(results: Results) -> list[Row]:
-    """One row a cell, in the order of the plan; an untargeted attack with a norm of its own has one at each eps too.
+    """One row for each of the `judged` cells."""
+    return tabulate(judged(results))
+
+
+def judged(results: Results) -> list[tuple[Cell, Records]]:
+    """Every cell, in the order of the plan; an untargeted attack with a norm of its own has one at each eps too.
 
     There an image counts as attacked where its norm is within the budget, and as clean where it is not: thresholded,
     nothing is clamped.
     """
     unharmed = {(cell.model, cell.defense): records for cell, records in results.cells if cell.attack == "none"}
-    rows = []
+    cells = []
     for cell, records in results.cells:
+        cells.append((cell, records))
         clean = unharmed.get((cell.model, cell.defense))
-        miou = _mean(map(confusion.miou, each_draw(clean))) if clean else math.nan
-        rows.append(_row(cell, records, miou))
         own_norm = cell.eps is None and cell.norm in ("linf", "l2") and records.goal is None
         if own_norm and clean and clean.ids == records.ids:
             for eps in results.spec.get("eps", ()):
                 near = getattr(records.norms, cell.norm) <= eps * (1 + 1e-6)
-                within = pick([clean, records], near.astype(np.int64))
-                rows.append(_row(replace(cell, eps=eps), within, miou))
-    return rows
+                cells.append((replace(cell, eps=eps), pick([clean, records], near.astype(np.int64))))
+    return cells
+
+
+def tabulate(cells: Sequence[tuple[Cell, Records]]) -> list[Row]:
+    """One row a cell."""
+    clean = {
+        (cell.model, cell.defense): _mean(map(confusion.miou, each_draw(records)))
+        for cell, records in cells
+        if cell.attack == "none"
+    }
+    return [_row(cell, records, clean.get((cell.model, cell.defense), math.nan)) for cell, records in cells]
 
 
 def clean_of(rows: Sequence[Row], row: Row) -> Row | None:
