@@ -50,7 +50,7 @@ class Goal(Rows):
         """
         seen = Seen(self.model(images), self.labels, self.targeted)
         loss = self.loss(seen)
-        total = (loss if self.weights is None else loss * self.weights).sum()
+        total = loss.sum() if self.weights is None else loss.flatten() @ self.weights.flatten()
         left = seen.open if self.counts is None else seen.open * self.counts
         return total, seen.toward(seen.ce.detach()).flatten(1).sum(1), left.flatten(1).sum(1)
 

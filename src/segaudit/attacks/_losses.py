@@ -5,14 +5,14 @@ All are made from one forward pass, and all but the margin from each pixel's cro
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from segaudit.registry import suggest
 from segaudit.types import VOID, UserError
@@ -84,8 +84,8 @@ def masked_ce(seen: Seen) -> Tensor:
 
 def js(seen: Seen) -> Tensor:
     """Jensen-Shannon divergence of softmax and label, in [0, log 2]. Source: Croce et al. 2024 (SEA), eq. 5."""
-    found: Tensor = _JensenShannon.apply(seen.ce)
-    return seen.toward(found * (seen.labels != VOID))
+    found: Tensor = _JensenShannon.apply(seen.ce)  # 0 where the cross-entropy is, as it is at void
+    return seen.toward(found)
 
 
 def margin(seen: Seen) -> Tensor:
@@ -149,7 +149,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        known, valid = _known(labels)[:, None], (labels != VOID)[:, None]
+        known, valid = _truth(labels)
         own, top, p = logits.gather(1, known), logits.amax(1, keepdim=True), logits.softmax(1)
         right = (own >= top) & valid
         # log p of the top class is exact where p of another is 0; exp(log_softmax) would take 10 times as long there
@@ -181,7 +181,7 @@ class _JensenShannon(torch.autograd.Function):
         log = p.log1p()
         slope = (ce + log).mul_(p).div_(2)
         ctx.save_for_backward(slope)
-        return (math.log(2) - slope).sub_(log, alpha=0.5)
+        return (slope.new_ones(()).log1p() - slope).sub_(log, alpha=0.5)
 
     @staticmethod
     @once_differentiable
@@ -194,3 +194,15 @@ class _JensenShannon(torch.autograd.Function):
 def _known(labels: Tensor) -> Tensor:
     """The labels, with class 0 in the place of void."""
     return labels.where(labels != VOID, 0)
+
+
+_truths: MutableMapping[Tensor, tuple[int, Tensor, Tensor]] = WeakTensorKeyDictionary()
+
+
+def _truth(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels without void and where they are valid, N x 1 x H x W: made once, as an attack asks at each step."""
+    known = _truths.get(labels)
+    if known is None or known[0] != labels._version:
+        known = labels._version, _known(labels)[:, None], (labels != VOID)[:, None]
+        _truths[labels] = known
+    return known[1:]
