@@ -39,6 +39,7 @@ experiments: .venv/ready
 	  $(BIN)/segaudit table runs/camvid-sea --quantity $$q > $(RESULTS)/camvid-sea-$$q.md || exit 1; done
 	for q in goal_miou goal_accuracy; do \
 	  $(BIN)/segaudit table runs/camvid-asma --quantity $$q > $(RESULTS)/camvid-asma-$$q.md || exit 1; done
+	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
 
 docs: .venv/ready

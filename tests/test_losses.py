@@ -78,6 +78,7 @@ def test_every_loss_is_that_of_a_loop_over_pixels(name: str, shape: Sequence[int
     assert found[labels == VOID].eq(0).all()
     single = pixel_loss(name)(logits.float(), labels, targeted)
     assert single.dtype == torch.float32
+    assert single[labels == VOID].eq(0).all()
     torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-5)
     spread = logits.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(pixel_loss(name)(spread, labels, targeted), expected, rtol=1e-12, atol=1e-12)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from nets import Net, Problem, problem
 from segaudit import registry
 from segaudit.attacks import _apgd, _iterate
 from segaudit.attacks._losses import Seen, class_weights, loss_named
-from segaudit.attacks.apgd import apgd, slots
+from segaudit.attacks.apgd import apgd, make_goal, slots
 from segaudit.attacks.cospgd import cosine, cospgd
 from segaudit.attacks.pgd import pgd
 from segaudit.attacks.sea import sea
@@ -557,6 +558,23 @@ def test_the_relay_goes_on_with_the_balanced_loss_and_counts_by_class(norm: str,
     best = [one if a <= b else other for one, other, a, b in zip(*ends, *map(left, ends), strict=True)]
     torch.testing.assert_close(made, torch.stack(best), rtol=0, atol=1e-12)
     assert targeted or sum(left(made)) < sum(left(ends[0]))
+
+
+def test_the_balanced_loss_takes_logits_of_another_precision_than_the_images() -> None:
+    p = problem("segmentation")
+    goal = make_goal(p.model, p.images, p.labels, loss="balanced_masked_ce", class_pixels=[900, 5, 300, 40, 2000])
+    half = replace(goal, model=lambda x: p.model(x).float())
+    for got, expected in zip(half.look(p.images), goal.look(p.images), strict=True):
+        torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_random_model_the_relay_runs_to_its_end() -> None:
+    p = problem("segmentation")
+    model, nothing = deepcopy(p.model), torch.full_like(p.labels, VOID)
+    model.random = True  # type: ignore[assignment]
+    with count_passes(model) as passes:
+        sea_relay(model, p.images, nothing, rng=p.streams(), eps=EPS, steps=14, class_pixels=[1] * 5)
+    assert passes.backwards == 14 * len(nothing)  # that nothing is left is the count of one draw
 
 
 def test_a_relay_of_one_step_is_its_first_leg_and_a_won_image_takes_no_other() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from segaudit.attacks._iterate import direction, project
-from segaudit.attacks._losses import Loss, Seen
+from segaudit.attacks._losses import Loss, Seen, truth
 from segaudit.rng import is_random
 from segaudit.types import Segmenter
 
@@ -48,11 +49,18 @@ class Goal(Rows):
 
         Only the graph holds the logits on: memory that outlives the gradient would cost a tenth of the step.
         """
-        seen = Seen(self.model(images), self.labels, self.targeted)
+        seen = Seen(self.model(images), self.labels, self.targeted, self._known)
         loss = self.loss(seen)
-        total = loss.sum() if self.weights is None else loss.flatten() @ self.weights.flatten()
-        left = seen.open if self.counts is None else seen.open * self.counts
-        return total, seen.toward(seen.ce.detach()).flatten(1).sum(1), left.flatten(1).sum(1)
+        total = loss.sum() if self.weights is None else loss.flatten() @ self.weights.to(loss).flatten()
+        ce = seen.toward(seen.ce.detach()).flatten(1).sum(1)
+        if self.counts is None:
+            return total, ce, seen.open.flatten(1).sum(1)
+        left = (seen.open * self.counts).flatten(1).sum(1, dtype=torch.float64)
+        return total, ce, left.to(ce)  # rounded last, so that what counts the same is the same
+
+    @cached_property
+    def _known(self) -> tuple[Tensor, Tensor]:
+        return truth(self.labels)
 
 
 @dataclass

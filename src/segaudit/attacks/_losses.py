@@ -5,14 +5,13 @@ All are made from one forward pass, and all but the margin from each pixel's cro
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from segaudit.registry import suggest
 from segaudit.types import VOID, UserError
@@ -21,11 +20,14 @@ from segaudit.types import VOID, UserError
 class Seen:
     """One forward pass beside its labels; what is asked of it is computed once.
 
-    logits: N x K x H x W. labels: N x H x W, the truth, or with `targeted` the masks to reach.
+    logits: N x K x H x W. labels: N x H x W, the truth, or with `targeted` the masks to reach. known: `truth(labels)`,
+    from who has it.
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, targeted: bool = False) -> None:
-        self.logits, self.labels, self.targeted = logits, labels, targeted
+    def __init__(
+        self, logits: Tensor, labels: Tensor, targeted: bool = False, known: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.logits, self.labels, self.targeted, self.known = logits, labels, targeted, known
 
     @property
     def ce(self) -> Tensor:
@@ -45,7 +47,7 @@ class Seen:
 
     @cached_property
     def _softmax(self) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(self.logits, self.labels)
+        found: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(self.logits, *(self.known or truth(self.labels)))
         return found
 
     def toward(self, loss: Tensor) -> Tensor:
@@ -148,8 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
     """(cross-entropy, right pixels, softmax) in the time that torch takes for the cross-entropy alone."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        known, valid = _truth(labels)
+    def forward(ctx: Any, logits: Tensor, known: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own, top, p = logits.gather(1, known), logits.amax(1, keepdim=True), logits.softmax(1)
         right = (own >= top) & valid
         # log p of the top class is exact where p of another is 0; exp(log_softmax) would take 10 times as long there
@@ -161,11 +162,11 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         p, known, valid = ctx.saved_tensors
         weight = gradient[:, None] * valid
         # softmax - one-hot, in place: torch refuses a second call, and new memory would take longer than the sums
-        return p.mul_(weight).scatter_add_(1, known, -weight), None
+        return p.mul_(weight).scatter_add_(1, known, -weight), None, None
 
 
 class _JensenShannon(torch.autograd.Function):
@@ -196,13 +197,6 @@ def _known(labels: Tensor) -> Tensor:
     return labels.where(labels != VOID, 0)
 
 
-_truths: MutableMapping[Tensor, tuple[int, Tensor, Tensor]] = WeakTensorKeyDictionary()
-
-
-def _truth(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels without void and where they are valid, N x 1 x H x W: made once, as an attack asks at each step."""
-    known = _truths.get(labels)
-    if known is None or known[0] != labels._version:
-        known = labels._version, _known(labels)[:, None], (labels != VOID)[:, None]
-        _truths[labels] = known
-    return known[1:]
+def truth(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels, with class 0 in the place of void, and where they are valid; each N x 1 x H x W."""
+    return _known(labels)[:, None], (labels != VOID)[:, None]
