@@ -28,7 +28,7 @@ bench: .venv/ready .venv/peers
 # The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
 RESULTS := experiments/results
 experiments: .venv/ready
-	for s in camvid-arnab camvid-sea camvid-asma; do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
+	for s in camvid-arnab camvid-sea camvid-asma camvid-scaling; do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \
 	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > $(RESULTS)/camvid-arnab-$$q.md || exit 1; done
 	for f in transfer classes; do \
@@ -39,6 +39,8 @@ experiments: .venv/ready
 	  $(BIN)/segaudit table runs/camvid-sea --quantity $$q > $(RESULTS)/camvid-sea-$$q.md || exit 1; done
 	for q in goal_miou goal_accuracy; do \
 	  $(BIN)/segaudit table runs/camvid-asma --quantity $$q > $(RESULTS)/camvid-asma-$$q.md || exit 1; done
+	$(BIN)/segaudit table runs/camvid-scaling --form scaling > $(RESULTS)/camvid-scaling.md
+	$(BIN)/segaudit table runs/camvid-scaling --form scaling_detectors > $(RESULTS)/camvid-scaling-detectors.md
 	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
 
