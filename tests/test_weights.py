@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segaudit.models import weights
@@ -58,6 +58,41 @@ def test_fp16_weights_are_read_into_an_fp32_net(tmp_path: Path) -> None:
     into = loaded(path, net(1))
     assert {p.dtype for p in into.parameters()} == {torch.float32}
     assert torch.equal(into[0].weight, net()[0].weight.half().float())
+
+
+def test_int8_weights_are_within_half_a_step_and_come_back_the_same(tmp_path: Path) -> None:
+    path, first = tmp_path / "net.safetensors", net()
+    weights.write(first, path, {}, torch.int8)
+    once = loaded(path, net(1))
+    step = first[0].weight.flatten(1).abs().amax(1) / 127
+    off = (once[0].weight - first[0].weight).abs().flatten(1).amax(1)
+    assert (off <= 0.51 * step + 127 * step / 2**9).all()  # the scale is rounded too
+    assert torch.equal(once[0].bias, first[0].bias.half().float())
+    stored = load_file(path)
+    weights.write(once, path, {}, torch.int8)
+    again = load_file(path)
+    assert all(torch.equal(value, again[key]) for key, value in stored.items())
+    assert same(loaded(path, net(2)), once)
+
+
+def test_int8_keeps_what_is_zero_or_broken(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight[0] = 0
+    weights.write(layer, tmp_path / "net.safetensors", {}, torch.int8)
+    assert (loaded(tmp_path / "net.safetensors", nn.Linear(3, 2)).weight[0] == 0).all()
+    with torch.no_grad():
+        layer.weight[1, 1] = torch.nan
+    weights.write(layer, tmp_path / "net.safetensors", {}, torch.int8)
+    with pytest.raises(UserError, match="weight holds NaN or infinite values"):
+        loaded(tmp_path / "net.safetensors", nn.Linear(3, 2))
+
+
+def test_scales_of_nothing_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"0.weight": torch.zeros(2, 3, dtype=torch.int8), "0.weight@scale": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="not a whole safetensors file .the scales of 0.weight fit nothing"):
+        weights.read(path)
 
 
 def test_tied_weights_are_saved(tmp_path: Path) -> None:

@@ -115,16 +115,18 @@ class Found(Rows):
 class State(Rows):
     """Where each image is, where its loss was highest, and what would be returned of it."""
 
+    norm: str
     images: Tensor
     previous: Tensor
-    gradient: Tensor
+    up: Tensor
+    """The direction of the gradient, N x C x H x W; NaN or 0 where it is."""
     loss: Tensor
     """The cross-entropy with the sign to ascend, N: what steps are judged by, whichever loss is climbed."""
     step: Tensor
     rises: Tensor
     """Steps of this window in which the loss rose, N."""
     best: Tensor
-    best_gradient: Tensor
+    best_up: Tensor
     best_loss: Tensor
     checked_loss: Tensor
     """`best_loss` at the last checkpoint, N."""
@@ -138,22 +140,23 @@ class State(Rows):
     """Whether the model draws anew in every pass: then a lucky draw is no win, and the last iterate is what is kept."""
 
     @classmethod
-    def at(cls, start: Tensor, eps: float, noisy: bool = False) -> Self:
+    def at(cls, start: Tensor, ball: Ball, noisy: bool = False) -> Self:
         """Before the first step from `start`; the first step is of 2 eps."""
         none = start.new_full((len(start),), -torch.inf)
         return cls(
+            norm=ball.norm,
             images=start,
             previous=start,
-            gradient=torch.zeros_like(start),
+            up=torch.zeros_like(start),
             loss=-none,
-            step=start.new_full((len(start), 1, 1, 1), 2 * eps),
+            step=start.new_full((len(start), 1, 1, 1), 2 * ball.eps),
             rises=torch.zeros_like(none),
-            best=start,
-            best_gradient=torch.zeros_like(start),
+            best=start.clone(),
+            best_up=torch.zeros_like(start),
             best_loss=none.clone(),
             checked_loss=none.clone(),
             halved=torch.ones_like(none, dtype=torch.bool),
-            kept=start,
+            kept=start.clone(),
             kept_left=-none,
             kept_loss=none.clone(),
             broken=start.sum((1, 2, 3)).isnan(),
@@ -166,23 +169,24 @@ class State(Rows):
         with torch.set_grad_enabled(not last):
             total, loss, left = goal.look(images)
         if not last:
-            (self.gradient,) = torch.autograd.grad(total, images)
-            self.broken |= ~self.gradient.sum((1, 2, 3)).isfinite()
+            (gradient,) = torch.autograd.grad(total, images)
+            self.broken |= ~gradient.sum((1, 2, 3)).isfinite()
+            self.up = gradient.sign() if self.norm == "linf" else direction(gradient, self.norm)
         self.broken |= loss.isnan()
         self.rises += loss > self.loss
         self.loss = loss
         self._keep(left, loss)
         if not last:
             higher = loss > self.best_loss
-            self.best = _pick(higher, self.images, self.best)
-            self.best_gradient = _pick(higher, self.gradient, self.best_gradient)
+            _put(higher, self.images, self.best)
+            _put(higher, self.up, self.best_up)
             self.best_loss = torch.where(higher, loss, self.best_loss)
 
     def _keep(self, left: Tensor, loss: Tensor) -> None:
         """Least left, then the higher loss; what has none left is final."""
         tie = (left == self.kept_left) & (left > 0) & (loss > self.kept_loss)
         better = (left < self.kept_left) | tie | self.noisy
-        self.kept = _pick(better, self.images, self.kept)
+        _put(better, self.images, self.kept)
         self.kept_left = torch.where(better, left.to(loss), self.kept_left)
         self.kept_loss = torch.where(better, loss, self.kept_loss)
 
@@ -191,15 +195,14 @@ class State(Rows):
         stale = ~self.halved & (self.best_loss <= self.checked_loss)
         self.halved = stale | (self.rises <= RISING * window)
         self.step = torch.where(self.halved.view(-1, 1, 1, 1), self.step / 2, self.step)
-        self.images = _pick(self.halved, self.best, self.images)
-        self.gradient = _pick(self.halved, self.best_gradient, self.gradient)
+        _put(self.halved, self.best, self.images)
+        _put(self.halved, self.best_up, self.up)
         self.checked_loss = self.best_loss
         self.rises.zero_()
 
     def move(self, ball: Ball, *, first: bool) -> None:
         """A step along the gradient, mixed with the last move; each pulled into the ball."""
-        up = self.gradient.sign() if ball.norm == "linf" else direction(self.gradient, ball.norm)
-        ahead = ball.pull(torch.addcmul(self.images, up, self.step))
+        ahead = ball.pull(torch.addcmul(self.images, self.up, self.step))
         if not first:
             onward = self.previous.lerp(self.images, 2)  # the last move, made once more
             ahead = ball.pull(onward.lerp_(ahead, ALPHA))
@@ -223,7 +226,7 @@ def climb(goal: Goal, ball: Ball, start: Tensor, steps: int) -> Found:
     Source: Croce and Hein 2020 (APGD), algorithm 1; on maps Croce et al. 2024 (SEA).
     """
     found = Found(torch.empty_like(start), start.new_empty(len(start)))
-    state = State.at(start, ball.eps, is_random(goal.model))
+    state = State.at(start, ball, is_random(goal.model))
     rows = torch.arange(len(start), device=start.device)
     windows = checkpoints(steps)
     for step in range(steps):
@@ -257,14 +260,10 @@ def checkpoints(steps: int) -> dict[int, int]:
     return found
 
 
-def _pick(rows: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """The source in these rows, the target in the others; nothing is copied where it is one of the two.
-
-    What is given back may be the same memory: no image is changed in place. Which rows they are is only asked where the
-    answer need not leave a device.
-    """
+def _put(rows: Tensor, source: Tensor, target: Tensor) -> None:
+    """Overwrite these rows of the target, in place, and touch no other; rows: N bool."""
     if rows.is_cpu:
-        count = int(rows.sum())
-        if count in (0, len(rows)):
-            return source if count else target
-    return torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target)
+        for row in rows.nonzero().flatten().tolist():
+            target[row].copy_(source[row])
+    else:  # which rows they are need not leave the device
+        torch.where(rows.view(-1, *[1] * (target.ndim - 1)), source, target, out=target)

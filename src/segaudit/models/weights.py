@@ -22,6 +22,8 @@ CARD = "segaudit"
 """The key of the model card in a safetensors header."""
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
 """Where training scripts put the state_dict in a checkpoint."""
+SCALE = "@scale"
+"""Ends the key of what the 8-bit integers of a key are to be multiplied by."""
 
 
 def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -36,7 +38,7 @@ def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 card = json.loads((file.metadata() or {}).get(CARD, "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, card  # noqa: SIM118
+                return _unpacked({key: file.get_tensor(key) for key in file.keys()}), card  # noqa: SIM118
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise UserError(f"weights: {path} is not a whole safetensors file ({error})") from error
     try:
@@ -84,12 +86,45 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused
 
 
 def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """Save a network as safetensors with its model card; floating-point tensors in `dtype`."""
-    tensors = {  # cloned, as safetensors refuses two keys of one storage (tied weights)
-        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
-        for key, value in net.state_dict().items()
-    }
+    """Save a network as safetensors with its model card; floating-point tensors in `dtype`.
+
+    int8: a scale for each output of a layer's weights; what has no more than one dimension, in float16.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in net.state_dict().items():
+        value = value.detach().cpu()
+        if not value.is_floating_point():
+            tensors[key] = value
+        elif dtype != torch.int8:
+            tensors[key] = value.to(dtype)
+        elif value.ndim < 2:
+            tensors[key] = value.half()
+        else:
+            tensors[key], tensors[key + SCALE] = _packed(value.float())
+    # cloned, as safetensors refuses two keys of one storage (tied weights)
+    tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
     path.write_bytes(save(tensors, metadata={CARD: json.dumps(card, sort_keys=True), "format": "pt"}))
+
+
+def _packed(value: Tensor) -> tuple[Tensor, Tensor]:
+    """(integers, scales) of a tensor with an output a row.
+
+    A bfloat16 has so few bits that the products are exact in float32: what was read is packed the same again.
+    """
+    scale = (value.flatten(1).abs().amax(1) / 127).bfloat16()
+    rows = scale.float().clamp_min(torch.finfo(torch.float32).tiny).view(-1, *[1] * (value.ndim - 1))
+    return (value / rows).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the integers that have scales multiplied by them."""
+    scales = {key.removesuffix(SCALE): value.float() for key, value in tensors.items() if key.endswith(SCALE)}
+    found = {key: value for key, value in tensors.items() if not key.endswith(SCALE)}
+    for key, scale in scales.items():
+        if key not in found or found[key].shape[:1] != scale.shape:
+            raise ValueError(f"the scales of {key} fit nothing in it")
+        found[key] = found[key].float() * scale.view(-1, *[1] * (found[key].ndim - 1))
+    return found
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:
