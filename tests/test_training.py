@@ -239,7 +239,25 @@ def test_the_standard_loss_is_the_mean_over_valid_pixels(kind: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_void_teaches_nothing() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dice_loss_is_that_of_each_class_in_the_batch(kind: str) -> None:
+    batch, model = batch_of(kind), net(kind)
+    p, rows = model(batch.images).softmax(1), (batch.labels != VOID).nonzero().tolist()
+    dices = []
+    for k in range(KINDS[kind]):
+        true = sum(int(batch.labels[n, i, j]) == k for n, i, j in rows)
+        both = sum(p[n, k, i, j] for n, i, j in rows if batch.labels[n, i, j] == k)
+        if true:
+            dices.append(2 * both / (true + sum(p[n, k, i, j] for n, i, j in rows)))
+    bare = standard(model, batch, rng=ImageStreams(0, batch.ids))
+    found = standard(model, batch, rng=ImageStreams(0, batch.ids), dice=0.5)
+    torch.testing.assert_close(found - bare, 0.5 * (1 - torch.stack(dices).mean()), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="recipe: dice must be a number of at least 0, not -1"):
+        standard(model, batch, rng=ImageStreams(0, batch.ids), dice=-1)
+
+
+@pytest.mark.parametrize("dice", [0, 1])
+def test_void_teaches_nothing(dice: float) -> None:
     batch, model = batch_of("segmentation"), net().eval()
     place = torch.zeros_like(batch.labels, dtype=torch.bool)
     place[1] = True
@@ -247,7 +265,7 @@ def test_void_teaches_nothing() -> None:
     blind = Batch(batch.images, batch.labels.masked_fill(place, VOID), batch.ids)
 
     def slopes(batch: Batch) -> list[Tensor]:
-        loss = standard(model, batch, rng=ImageStreams(0, batch.ids))
+        loss = standard(model, batch, rng=ImageStreams(0, batch.ids), dice=dice)
         return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
     torch.testing.assert_close(slopes(blind), slopes(alone), rtol=1e-4, atol=1e-6)

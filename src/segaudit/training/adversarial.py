@@ -24,6 +24,7 @@ def adversarial(
     share: float = 1.0,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    dice: float = 0.0,
 ) -> Tensor:
     """Cross-entropy where a share of each batch is attacked and the rest is clean: PGD-AT, SegPGD-AT, PIR-AT.
 
@@ -40,7 +41,7 @@ def adversarial(
     made = _attacked(model, part, attack, rng.child("attack")[rows])
     images = torch.cat([made, batch.images[len(rows) :]]).contiguous(memory_format=torch.channels_last)
     mixed = Batch(images, batch.labels, batch.ids)
-    return standard(model, mixed, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing)
+    return standard(model, mixed, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing, dice=dice)
 
 
 def _attacked(model: Segmenter, batch: Batch, attack: Callable[..., Tensor], rng: Streams) -> Tensor:

@@ -20,6 +20,7 @@ def noise(
     varied: bool = False,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    dice: float = 0.0,
 ) -> Tensor:
     """Cross-entropy on images in Gaussian noise of sigma: what randomised smoothing asks of the network it smooths.
 
@@ -32,4 +33,4 @@ def noise(
     draws = rng.child("noise").normal(batch.images)
     size = sigma * rng.child("sigma").uniform(batch.images[:, :1, :1, :1]) if varied else sigma
     noisy = Batch(batch.images + size * draws, batch.labels, batch.ids)
-    return standard(model, noisy, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing)
+    return standard(model, noisy, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing, dice=dice)

@@ -1,9 +1,11 @@
-"""The standard recipe: cross-entropy on clean images."""
+"""The standard recipe: cross-entropy on clean images, and the soft Dice loss beside it where it is asked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,19 +19,34 @@ def standard(
     rng: Streams,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    dice: float = 0.0,
 ) -> Tensor:
     """Cross-entropy over the valid pixels of clean images, with optional class weights.
 
     class_weights: one a class, or in a spec `balanced` (median frequency, counted on the training images). 0 for a
-    batch without a valid pixel, or with pixels of weight 0 alone. Raises UserError for another number of weights than
-    classes.
-    Source: the common recipe of FCN (Long et al. 2015) and its successors.
+    batch without a valid pixel, or with pixels of weight 0 alone. dice: the factor of the soft Dice loss that is added,
+    at least 0. Raises UserError for another number of weights than classes.
+    Source: the common recipe of FCN (Long et al. 2015) and its successors; Milletari et al. 2016 (Dice).
     """
     logits: Tensor = model(batch.images).float()
     weight = None if class_weights is None else logits.new_tensor(class_weights)
+    if isinstance(dice, bool) or not isinstance(dice, (int, float)) or not 0 <= dice < math.inf:
+        raise UserError(f"recipe: dice must be a number of at least 0, not {dice!r}")
     if weight is not None and len(weight) != logits.shape[1]:
         raise UserError(f"recipe: {len(weight)} class_weights for {logits.shape[1]} classes")
     counted = batch.labels[batch.labels != VOID]
     if not len(counted) or (weight is not None and not weight[counted].any()):
         return logits.sum() * 0  # the mean over no pixel is nan
-    return F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=VOID, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=VOID, label_smoothing=label_smoothing)
+    return loss + dice * soft_dice(logits, batch.labels) if dice else loss
+
+
+def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - the Dice coefficient of softmax and labels over the pixels of the batch, the mean of the classes in it."""
+    valid = (labels != VOID)[:, None]
+    known = labels.where(labels != VOID, 0)[:, None]
+    p = logits.softmax(1) * valid
+    own = torch.zeros_like(p).scatter_(1, known, 1.0) * valid
+    true, both = own.sum((0, 2, 3)), (p * own).sum((0, 2, 3))
+    here = true > 0
+    return 1 - (2 * both[here] / (p.sum((0, 2, 3)) + true)[here]).mean()
