@@ -28,6 +28,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "alma_prox": {"steps": 60, "step_size": 4e-3},
     "pdpgd": {"steps": 60, "step_size": 0.01},
     "fmn": {"steps": 40},
+    "evading": {"detector": lambda model, images: images.square().mean((1, 2, 3))},
 }
 """What an attack needs beside the usual arguments, or in their place."""
 CONTROLS = {"noise"}

@@ -11,7 +11,8 @@ import torch
 from audit_kit import NET, small, two_models, write_net
 from segaudit.audit import build
 from segaudit.audit import plan as planning
-from segaudit.audit.plan import Contents, Job, plan
+from segaudit.audit.keys import Contents, code_digest
+from segaudit.audit.plan import Job, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.models.wrap import Wrapped
 from segaudit.types import UserError
@@ -23,7 +24,7 @@ Name = tuple[str, str, str, str, float | None]
 
 def jobs(spec: RunSpec, ids: list[str] = IDS, contents: Contents = NOTHING) -> dict[Name, Job]:
     """The jobs of a spec as a new process would plan them."""
-    planning._code_digest.cache_clear()
+    code_digest.cache_clear()
     made = {}
     for job in plan(spec, ids, contents).jobs:
         cell = job.cell

@@ -49,6 +49,18 @@ def test_without_options_a_view_is_the_image_or_its_mirror() -> None:
     assert all(torch.equal(view, image) for view, _ in views(10, flip=False))
 
 
+@pytest.mark.parametrize(("width", "turns"), [(24, {0, 1, 2, 3}), (16, {0, 2})])
+def test_turned_views_are_the_image_by_right_angles(width: int, turns: set[int]) -> None:
+    image, labels = torch.rand(3, 24, width), torch.randint(5, (24, width))
+    seen = set()
+    for seed in range(30):
+        view, mask = augment(image, labels, torch.Generator().manual_seed(seed), flip=False, turn=True)
+        (quarters,) = [k for k in turns if torch.equal(view, image.rot90(k, (1, 2)))]
+        assert torch.equal(mask, labels.rot90(quarters))
+        seen.add(quarters)
+    assert seen == turns
+
+
 def test_views_are_of_the_scales_and_places_asked_for() -> None:
     steps, tops = list[float](), set[float]()
     for view, mask in views(60, flip=False, scale=(0.5, 2), crop=(16, 16)):

@@ -13,18 +13,28 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
-from torch import Tensor
+from torch import Tensor, nn
 
 from nets import KINDS, Net, problem
 from segaudit import registry
 from segaudit.attacks.fgsm import fgsm
 from segaudit.defenses.eot import draws_of
+from segaudit.models.denoiser import Denoiser
 from segaudit.nn.jpeg import jpeg as compressed
 from segaudit.nn.straight import through
 from segaudit.rng import ImageStreams, drawing, is_random
 from segaudit.types import Segmenter, UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def denoiser() -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Denoiser(width=4)
+        nn.init.normal_(net.head.weight, std=0.1)
+    return net.double()
+
 
 DEFENSES: list[dict[str, Any]] = [
     {"name": "none"},
@@ -43,6 +53,7 @@ DEFENSES: list[dict[str, Any]] = [
     {"name": "crf", "exact": 0, "colour_width": 20},
     {"name": "smoothing", "sigma": 0.1, "draws": 3},
     {"name": "smoothing", "draws": 2, "fusion": "votes"},
+    {"name": "denoise", "denoiser": denoiser()},
     {"name": "chain", "parts": ["jpeg", {"name": "random_transforms", "bits": None}, {"name": "multiscale"}]},
 ]
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: "-".join(map(str, d.values()))[:50])
@@ -346,6 +357,7 @@ def test_an_attack_that_knows_of_the_defense_beats_one_that_does_not(defense: di
         ("random_transforms", {"noise": ["a", 1]}, "noise must be a number of at least 0, not 'a'"),
         ("random_transforms", {"quality": [50.5, 60]}, "quality must be a whole number from 1 to 100, not 50.5"),
         ("random_transforms", {"eot": 0}, "eot must be a whole number of at least 1, not 0"),
+        ("denoise", {"denoiser": 0.5}, "denoiser must be the path of a denoiser's weights, not 0.5"),
         ("smoothing", {"sigma": 0}, "sigma must be a number above 0, not 0"),
         ("smoothing", {"draws": 1.5}, "draws must be a whole number of at least 1, not 1.5"),
         ("smoothing", {"fusion": "vote"}, "fusion must be softmax or votes, not 'vote' (did you mean 'votes'?)"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from report_kit import cell, run, sample, scored
-from segaudit.report.doubts import doubts
+from segaudit.report.doubts import doubts, unfinished
 from segaudit.report.headline import headline, notes
 from segaudit.report.summary import summarise
 
@@ -138,6 +138,15 @@ def test_each_fault_raises_its_doubt(cells: list[Any], told: str) -> None:
     results = run([*SOUND, *cells])
     found = [text.replace("\u00a0", " ") for text in doubts(results, summarise(results))]
     assert sum(told in text for text in found) == 1, found
+
+
+def test_an_unfinished_run_says_how_many_images_its_cells_hold() -> None:
+    (told,) = unfinished(run(SOUND, lacking=3))
+    assert told == (
+        "The run is not finished: its cells hold 24 images and cannot be compared (3 parts are missing). "
+        "Give `segaudit run` again."
+    )
+    assert list(unfinished(run(SOUND))) == []
 
 
 def test_a_targeted_attack_is_no_sign_of_masking() -> None:

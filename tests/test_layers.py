@@ -32,7 +32,7 @@ def test_a_broken_contract_is_seen(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "src" / "segaudit" / "attacks" / "pgd.py").open("a") as file:
         file.write("\nfrom segaudit.models import wrap\n")
-    with (tmp_path / "src" / "segaudit" / "types.py").open("a") as file:
+    with (tmp_path / "src" / "segaudit" / "types" / "rows.py").open("a") as file:
         file.write("\nfrom segaudit import registry\n")
     found = lint(tmp_path)
     assert found.returncode == 1

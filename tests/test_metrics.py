@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from sklearn.metrics import accuracy_score, jaccard_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
@@ -111,6 +111,18 @@ def test_the_mean_of_image_mious_leaves_out_images_without_truth(drawn: Drawn) -
     _, guess, truth, counts = drawn
     scores = [np.mean(list(image.values())) for image in each_image(guess, truth) if image]
     assert confusion.image_miou(counts) == pytest.approx(np.mean(scores), rel=1e-12)
+
+
+def test_dice_is_the_f1_score_of_scikit_learn_an_image_at_a_time(drawn: Drawn) -> None:
+    case, guess, truth, counts = drawn
+    each = []
+    for image in range(case.images):
+        kept = truth[image] != VOID
+        y, found = truth[image][kept].numpy(), guess[image][kept].numpy()
+        known = [k for k in range(case.classes) if (y == k).any() and (case.classes > 2 or k == 1)]
+        if known:
+            each.append(np.mean(f1_score(y, found, labels=known, average=None, zero_division=0)))
+    assert_allclose(confusion.dice(counts), np.mean(each))
 
 
 def test_iou_by_size_is_the_mean_over_what_a_class_covers_in_an_image() -> None:

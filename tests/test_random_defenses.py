@@ -16,7 +16,8 @@ from torch import Tensor
 from audit_kit import CLASSES, assert_same, assert_same_records, audit, by_name, parts_of, small
 from nets import problem
 from segaudit import registry
-from segaudit.audit.plan import Contents, _code_digest, plan
+from segaudit.audit.keys import Contents, code_digest
+from segaudit.audit.plan import plan
 from segaudit.defenses.eot import EOT, draws_of
 from segaudit.metrics import confusion
 from segaudit.metrics.records import each_draw
@@ -330,7 +331,7 @@ def test_a_user_s_part_of_a_chain_makes_new_cells_when_it_is_edited(tmp_path: Pa
 
     def keys(text: str) -> set[str]:
         path.write_text(text)
-        _code_digest.cache_clear()
+        code_digest.cache_clear()
         return {job.key for job in plan(spec, ["p00"], Contents()).jobs if job.cell.defense != "none"}
 
     text = "def mine(model):\n    return model\n"

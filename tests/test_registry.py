@@ -10,7 +10,7 @@ import pytest
 from segaudit import registry
 from segaudit.types import UserError
 
-KINDS = ["attack", "scaling", "guard", "scaling_detector", "data", "model", "recipe", "target", "defense"]
+KINDS = ["attack", "scaling", "guard", "scaling_detector", "detector", "data", "model", "recipe", "target", "defense"]
 
 
 def said(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:

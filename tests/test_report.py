@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from report_kit import PALETTE, Reader, cell, run, sample, scored, two_nets
+from segaudit.report import summary
 from segaudit.report.page import page
 from segaudit.report.summary import summarise
 from segaudit.report.tables import table
@@ -43,6 +44,18 @@ def test_a_row_says_how_many_images_rounding_makes_clean_again() -> None:
     unchanged = {(row.model, row.eps): row.unchanged for row in summarise(two_nets().results())}
     assert unchanged["net", 0.25 / 255] == 1.0
     assert unchanged["net", 8 / 255] == 0.0
+
+
+def test_a_page_sums_up_each_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [(cell(defense=defense, attack=attack, eps=eps, threat=threat), scored(miou, size=eps))
+           for defense, attack, eps, threat, miou in (
+               ("none", "none", 0, "", 0.6), ("none", "pgd", 8, "", 0.2), ("jpeg", "none", 0, "", 0.6),
+               ("jpeg", "pgd", 8, "oblivious", 0.5), ("jpeg", "pgd", 8, "adaptive", 0.4))]  # fmt: skip
+    made, row = [], summary._row
+    monkeypatch.setattr(summary, "_row", lambda of, *rest: made.append(of) or row(of, *rest))
+    text = Reader(page(run(own))).text
+    assert "net + jpeg holds" in text
+    assert made == [of for of, _ in own]
 
 
 def test_what_is_measured_after_rounding_has_its_own_fields() -> None:

@@ -20,8 +20,9 @@ from segaudit.attacks._sampled import Sampled, Windows
 from segaudit.attacks.guarded_scaling import _apart, _halves, _wanted, median_scaling, random_scaling
 from segaudit.attacks.image_scaling import image_scaling
 from segaudit.audit import build, hidden
+from segaudit.audit.keys import Contents, code_digest
 from segaudit.audit.parts import Tuned
-from segaudit.audit.plan import Contents, _code_digest, plan
+from segaudit.audit.plan import plan
 from segaudit.audit.resizing import Scaling, adaptive
 from segaudit.audit.scaling import SAFE, attack_pair, measured, scale_attack
 from segaudit.audit.spec import RunSpec
@@ -508,7 +509,7 @@ def test_an_attack_of_ones_own_on_a_guard_is_made_anew_when_it_is_edited(tmp_pat
     data = build.dataset(spec.data)
 
     def keys() -> dict[str, str]:
-        _code_digest.cache_clear()
+        code_digest.cache_clear()
         return {job.threat: job.key for job in hidden.plan(spec, data, Contents())}
 
     before = keys()

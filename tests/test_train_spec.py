@@ -14,7 +14,7 @@ from torch import nn
 from segaudit import cli
 from segaudit.attacks.pgd import pgd
 from segaudit.audit import build, parts
-from segaudit.audit.train import TrainSpec, read, train
+from segaudit.audit.train import TrainSpec, card_of, read, train
 from segaudit.models import weights
 from segaudit.rng import ImageStreams
 from segaudit.types import UserError
@@ -99,6 +99,28 @@ def test_a_folder_goes_on_with_the_same_spec_alone(tmp_path: Path) -> None:
     for stale in (TrainSpec.model_validate(content(recipe="standard", epochs=2)), TrainSpec.model_validate(content())):
         with pytest.raises(UserError, match="holds the training of another spec"):
             train(stale, tmp_path)
+
+
+def test_other_images_or_weights_than_a_training_began_with_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = TrainSpec.model_validate(content(recipe="standard", epochs=1))
+    path, _ = train(spec, tmp_path / "one")
+    train(spec, tmp_path / "one")
+    train(read(path), tmp_path / "two", card=card_of(path))
+    assert caplog.messages == []
+    kept = tmp_path / "one" / "contents.json"
+    began = json.loads(kept.read_text())
+    assert began.items() <= card_of(path).items()
+    kept.write_text(json.dumps(began | {"data": began["data"] | {"val": {"images": 5, "digest": "another"}}}))
+    train(spec, tmp_path / "one")
+    train(spec, tmp_path / "three", card={"start": "another", "files": {"gone.py:net": "x"}})
+    assert caplog.messages == [
+        f"segaudit: {tmp_path}/one: images of data.val: not those that this training began with, so the network or its "
+        "score will be another",
+        f"segaudit: {tmp_path}/three: weights at the start: not those of the card, so the network or its score will be "
+        "another",
+    ]
 
 
 def test_a_spec_that_cannot_begin_leaves_no_note_behind(tmp_path: Path) -> None:

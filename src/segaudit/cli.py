@@ -33,7 +33,7 @@ Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder o
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
 KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
 KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling", "guards": "guard"}
-KINDS |= {"scaling_detectors": "scaling_detector"}
+KINDS |= {"scaling_detectors": "scaling_detector", "detectors": "detector"}
 
 
 def _version(asked: bool) -> None:
@@ -80,8 +80,8 @@ def table(
     form: Annotated[
         str,
         typer.Option(
-            help="pivot, long, transfer, classes, sizes, certified, scaling, scaling_detectors, defenses or masking "
-            "[csv: long]."
+            help="pivot, long, transfer, classes, sizes, certified, scaling, scaling_detectors, detection, defenses or "
+            "masking [csv: long]."
         ),
     ] = "",
     quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), success.")] = "",
@@ -89,10 +89,10 @@ def table(
 ) -> None:
     """Print a run's tables."""
     from segaudit.audit.run import results
-    from segaudit.report import doubts, summary, tables
+    from segaudit.report import doubts, tables
 
     found = results(path)
-    for line in doubts.unfinished(found, summary.summarise(found)):
+    for line in doubts.unfinished(found):
         print(f"segaudit: {line}", file=sys.stderr)
     print(tables.table(found, format, form=form or None, quantity=quantity or None), end="")
 
@@ -184,7 +184,7 @@ def train(
                 description=f"epoch {step.epoch + 1}/{asked.epochs} loss {step.loss:.3f}{score}",
             )
 
-        path, score = room.train(asked, folder, tell)
+        path, score = room.train(asked, folder, tell, room.card_of(spec))
     (folder / "curves.html").write_text(learning(asked.name, history(folder), score))
     print(path)
     for key, value in score.items():

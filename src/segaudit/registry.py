@@ -40,11 +40,13 @@ TABLES: dict[str, dict[str, str]] = {
         "patch": "segaudit.attacks.patch:patch",
         "square": "segaudit.attacks.square:square",
         "noise": "segaudit.attacks.noise:noise",
+        "evading": "segaudit.attacks.evading:evading",
     },
     "scaling": {
         "image_scaling": "segaudit.attacks.image_scaling:image_scaling",
         "median_scaling": "segaudit.attacks.guarded_scaling:median_scaling",
         "random_scaling": "segaudit.attacks.guarded_scaling:random_scaling",
+        "blended_scaling": "segaudit.attacks.blended_scaling:blended_scaling",
     },
     "guard": {
         "none": "segaudit.defenses.scaling_guards:none",
@@ -57,6 +59,13 @@ TABLES: dict[str, dict[str, str]] = {
         "down_up_ssim": "segaudit.defenses.scaling_detectors:down_up_ssim",
         "spectrum_points": "segaudit.defenses.scaling_detectors:spectrum_points",
         "spectrum_energy": "segaudit.defenses.scaling_detectors:spectrum_energy",
+    },
+    "detector": {
+        "entropy_map": "segaudit.defenses.detectors.entropy_map:entropy_map",
+        "spatial_consistency": "segaudit.defenses.detectors.spatial_consistency:spatial_consistency",
+        "reconstruction": "segaudit.defenses.detectors.reconstruction:reconstruction",
+        "divergence": "segaudit.defenses.detectors.divergence:divergence",
+        "squeezing": "segaudit.defenses.detectors.squeezing:squeezing",
     },
     "target": {
         "next": "segaudit.attacks.targets:following",
@@ -79,6 +88,7 @@ TABLES: dict[str, dict[str, str]] = {
         "crf": "segaudit.defenses.crf:crf",
         "chain": "segaudit.defenses.chain:chain",
         "smoothing": "segaudit.defenses.smoothing:smoothing",
+        "denoise": "segaudit.defenses.denoise:denoise",
     },
     "membership": {},
     "data": {
@@ -106,6 +116,7 @@ TABLES: dict[str, dict[str, str]] = {
         "standard": "segaudit.training.standard:standard",
         "adversarial": "segaudit.training.adversarial:adversarial",
         "noise": "segaudit.training.noise:noise",
+        "denoise": "segaudit.training.denoise:denoise",
     },
 }
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part
 from segaudit.data.base import Dataset
 from segaudit.models import build as models
+from segaudit.models import denoiser as denoisers
 from segaudit.models.wrap import Wrapped
 from segaudit.types import Segmenter, UserError
 
@@ -42,13 +45,41 @@ def model(spec: ModelSpec, class_names: Sequence[str], seed: int = 0) -> Segment
 def defended(model: Segmenter, defense: Part) -> Segmenter:
     """The model behind a defense."""
     registry.check_arguments("defense", defense.name, defense.args, handed=("model",))
-    made = registry.load("defense", defense.name)(model, **defense.args)
+    made = registry.load("defense", defense.name)(model, **handed(defense.name, defense.args))
     if not isinstance(made, Segmenter):
         raise UserError(f"defense {defense.name!r} gave a {type(made).__name__}, not a Segmenter")
     return made
 
 
-def digest(model: Segmenter) -> str:
+def handed(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's arguments, with the denoiser itself where a spec has the path of its weights, in a chain's parts too.
+
+    A part of a user's own gets what was written. Raises UserError for weights that are not a denoiser's.
+    """
+    made = dict(args)
+    if ":" not in name and isinstance(made.get("denoiser"), str):
+        made["denoiser"] = denoisers.load_denoiser(made["denoiser"])
+    if name == "chain" and isinstance(made.get("parts"), list):
+        made["parts"] = [_inside(part) for part in made["parts"]]
+    return made
+
+
+def _inside(part: Any) -> Any:
+    if not isinstance(part, Mapping) or not isinstance(part.get("name"), str):
+        return part  # which the chain refuses, unless it is a plain name
+    own = Part.model_validate(part)
+    return {"name": own.name, "args": handed(own.name, own.args)}
+
+
+def denoiser(spec: ModelSpec, channels: int, seed: int = 0) -> denoisers.Denoiser:
+    """The denoiser of a training spec for images of so many channels; seed: of the weights that are not loaded."""
+    for key in ("preprocess", "outputs", "class_map"):
+        if getattr(spec, key):
+            raise UserError(f"model: a denoiser has no {key}; leave it out")
+    return denoisers.build(spec.name, channels, spec.args, spec.weights, seed)
+
+
+def digest(model: nn.Module) -> str:
     """Of a model's tensors and preprocessing, wherever they were read from; what it keeps elsewhere is not in it."""
     made = hashlib.sha256()
     for module in model.modules():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,7 +18,8 @@ class Certification(Strict):
     sigma: of the noise on images in [0, 1]. tau: the probability that a certified class is shown to exceed, from 0.5;
     the radius grows with it. n0, n: draws an image that choose the classes, and that test them. alpha: the chance that
     any certificate of an image is wrong. limit: that many of the run's images, evenly spread. denoisers: defenses that
-    stand between noise and model. tau, alpha and correction may be changed later: nothing is drawn again for them.
+    stand between noise and model; `denoiser: path` is short for the one that was trained to, which is
+    `{name: denoise, denoiser: path}`. tau, alpha and correction may be changed later: nothing is drawn again for them.
     """
 
     sigma: list[Real] = Field([0.25], min_length=1)
@@ -29,6 +30,16 @@ class Certification(Strict):
     correction: Literal["holm", "bonferroni"] = "holm"
     limit: int | None = Field(None, ge=1)
     denoisers: list[Tuned] = Field([Tuned(name="none")], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "denoiser" not in value:
+            return value
+        if "denoisers" in value:
+            raise ValueError("give denoiser or denoisers, not both: {name: denoise, denoiser: path} is one of them")
+        own = {key: other for key, other in value.items() if key != "denoiser"}
+        return own | {"denoisers": [{"name": "denoise", "denoiser": value["denoiser"]}]}
 
     @field_validator("sigma", "tau", mode="before")
     @classmethod

@@ -9,7 +9,8 @@ from typing import Any
 
 from segaudit import registry
 from segaudit.audit import plan as planning
-from segaudit.audit.plan import Contents, Job, Plan
+from segaudit.audit.keys import Contents
+from segaudit.audit.plan import Job, Plan
 from segaudit.audit.spec import AttackSpec, RunSpec, Transfer
 from segaudit.audit.store import Store
 from segaudit.types import TWICE, Cell, Records
@@ -29,7 +30,7 @@ def plan(planned: Plan, spec: RunSpec, ids: Sequence[str], contents: Contents) -
 
     An image's random streams are its own, so that a row of a cell on all images is as good as one on a few. On an
     image, each model costs a gradient of one step, twice the steps (or draws) of the spec's iterated Linf attack of the
-    most steps, 40 steps without a bound, 10 draws of noise and the queries of Square.
+    most steps unless that is above `max_steps`, 40 steps without a bound, 10 draws of noise and the queries of Square.
     """
     few = spec.diagnosed().images(ids)
     known = {job.cell for job in planned.jobs}
@@ -52,23 +53,24 @@ def read(store: Store, index: dict[str, Any]) -> tuple[list[tuple[Cell, Records]
 
 
 def _jobs(spec: RunSpec, few: Sequence[str], contents: Contents) -> Iterator[Job]:
-    own, eps = _iterated(spec)
-    twice = own.model_copy(update={"args": own.args | {"steps": 2 * _steps(own)}})
-    square = AttackSpec(name="square", args={"steps": spec.diagnosed().queries})
+    (own, eps), asked = _iterated(spec), spec.diagnosed()
+    double = 2 * _steps(own)
+    twice = own.model_copy(update={"args": own.args | {"steps": double}})
+    square = AttackSpec(name="square", args={"steps": asked.queries})
 
     def made(attack: AttackSpec, radius: float) -> Iterator[Job]:
         """The attack on every model behind every defense, those without a gradient left out where it needs one."""
         blind = registry.gradient_free(attack.name)
         models = [model for model in spec.models if blind or model.title() not in contents.opaque]
         over = {"models": models, "attacks": [attack], "eps": [radius], "threats": ["adaptive"], "draws": 1}
-        small = spec.model_copy(update=over | {"transfer": Transfer(each=False), "keep": False})
+        small = spec.model_copy(update=over | {"transfer": Transfer(each=False), "keep": False, "detection": None})
         known = contents if blind else replace(contents, opaque=frozenset())
         jobs = planning.plan(small, few, known).jobs if models else ()
         yield from (replace(job, show=False) for job in jobs if job.attack is not None)
 
     for attack in (AttackSpec(name="noise"), square, AttackSpec(name="fgsm"), own):
         yield from made(attack, eps)
-    for one, more in zip(made(own, eps), made(twice, eps), strict=True):
+    for one, more in zip(made(own, eps), made(twice, eps), strict=True) if double <= asked.max_steps else ():
         if one.defense.label() in contents.random:
             key = hashlib.sha256(f"{one.key} in expectation over {EOT}".encode()).hexdigest()[:20]
             yield replace(one, key=key, eot=EOT, cell=replace(one.cell, attack=f"{own.label()}{TWICE}draws"))

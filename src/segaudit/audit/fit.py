@@ -1,4 +1,4 @@
-"""The images that attacks are fitted on: others than those that are scored."""
+"""The images that attacks and detectors are fitted on: others than those that are scored."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import hashlib
 
 from segaudit.audit import build
 from segaudit.audit.parts import Part
-from segaudit.audit.spec import AttackSpec, RunSpec
+from segaudit.audit.spec import RunSpec
 from segaudit.data.base import Dataset
 from segaudit.types import UserError
 
+DETECTION = "detection"
+"""What fitted detectors are called among the attacks."""
+
 
 def digests(spec: RunSpec, data: Dataset) -> dict[str, str]:
-    """Of the images that each fitted attack of a spec learns from, by its label.
+    """Of the images that each fitted attack of a spec learns from, by its label, and its detectors, by `DETECTION`.
 
     Raises UserError where they cannot be had, are of other classes, or where one of them is scored too.
     """
-    parts = [(attack, attack.fit_data(spec.data)) for attack in spec.attacks]
-    return {attack.label(): _held_out(attack, part, data).digest() for attack, part in parts if part is not None}
+    parts = [(attack.label(), f"attack {attack.label()!r}", attack.fit_data(spec.data)) for attack in spec.attacks]
+    if spec.detection is not None:
+        parts.append((DETECTION, DETECTION, spec.detection.fit_data(spec.data)))
+    return {key: _held_out(name, part, data).digest() for key, name, part in parts if part is not None}
 
 
-def _held_out(attack: AttackSpec, part: Part, scored: Dataset) -> Dataset:
+def _held_out(name: str, part: Part, scored: Dataset) -> Dataset:
     """The data set to fit on, which shares no image with the one that is scored."""
-    name, mend = f"attack {attack.label()!r}", "say which with `fit: {split: ...}` or `fit: {only: [...]}`"
+    mend = "say which with `fit: {split: ...}` or `fit: {only: [...]}`"
     try:
         own = build.dataset(part)
     except UserError as error:

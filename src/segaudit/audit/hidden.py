@@ -11,15 +11,15 @@ import torch
 
 from segaudit.attacks._resize import Resizer
 from segaudit.audit import build
+from segaudit.audit.keys import Contents, key_of, part_content
 from segaudit.audit.parts import ModelSpec, Tuned
-from segaudit.audit.plan import Contents, _part, key_of
-from segaudit.audit.resizing import NONE, adaptive
+from segaudit.audit.resizing import BLENDED, NONE, adaptive
 from segaudit.audit.scaling import SEEN, SIZES, chosen, guarded, hide, large, paired, score
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.data.base import Dataset
 from segaudit.nn.precision import default_device, exact_on_cuda, prepare_process
-from segaudit.types import Counts, Hidden
+from segaudit.types import EVADING, Counts, Hidden
 
 VERSION = 1
 """Raised by hand when the code attacks or measures otherwise for the same spec."""
@@ -63,15 +63,17 @@ def plan(spec: RunSpec, data: Dataset, contents: Contents) -> list[Job]:
         for detector in asked.detectors:
             score(detector, first, resizer, (height, width))
         for guard, threat in asked.tries():
+            maker = BLENDED if threat.startswith(EVADING) else "image_scaling"
+            maker = adaptive(guard) if threat == "adaptive" else maker
             own = {
                 "hidden": VERSION,
                 "resizer": asdict(resizer),
                 "factor": asked.factor,
                 "eps": asked.eps,
-                "guard": _part("guard", guard),
+                "guard": part_content("guard", guard),
                 "threat": threat,
-                "attack": _part("scaling", Tuned(name=adaptive(guard) if threat == "adaptive" else "image_scaling")),
-                "detectors": [_part("scaling_detector", detector) for detector in asked.detectors],
+                "attack": part_content("scaling", Tuned(name=maker)),
+                "detectors": [part_content("scaling_detector", detector) for detector in asked.detectors],
             }
             for model in spec.models:
                 key = key_of(spec, data.ids, contents, model, NONE, own)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
+from segaudit import registry
 from segaudit.registry import suggest
 from segaudit.types import UserError
 
@@ -93,6 +94,23 @@ class ModelSpec(Strict):
     def title(self) -> str:
         """The name in tables: the label, or the name."""
         return self.label or self.name
+
+
+def held_out(data: Part, own: Mapping[str, Any] | None, what: str) -> Part:
+    """Other images than a run's: its data set with the arguments of `own`, `{split: train, limit: 32}` by default.
+
+    what: is fitted on them. Raises ValueError where the data set has no split, and `own` does not say which.
+    """
+    if not own and not registry.accepts("data", data.name, "split"):
+        raise ValueError(
+            f"{what} is fitted on other images than those that are scored, but data {data.name!r} has no split: say "
+            "which with `fit: {only: [...]}`"
+        )
+    own = dict(own or {})
+    usual = {"split": "train", "limit": 32} if "only" not in own else {}
+    usual = {key: value for key, value in usual.items() if registry.accepts("data", data.name, key)}
+    rest = {key: value for key, value in data.args.items() if key not in ("limit", "only")}
+    return Part(name=data.name, args=rest | usual | own)
 
 
 def number(value: Any) -> Any:

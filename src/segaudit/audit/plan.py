@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from segaudit import registry
+from segaudit.audit.detection import Watch
+from segaudit.audit.keys import Contents, data_content, digest, key_of, model_content, part_content, shortened
 from segaudit.audit.parts import ModelSpec, Part, Tuned
 from segaudit.audit.spec import AttackSpec, RunSpec
 from segaudit.metrics.worst_case import RULES
-from segaudit.paths import expand
 from segaudit.types import Cell, Smoothed, UserError
 
 VERSION = 4
@@ -39,7 +36,8 @@ class Job:
     together: the models whose ensemble its images are made on, in place of the model's own. lender: the model that
     the images of its source were made on. draws: how often it is scored if its defense is random. smoothed: instead
     of all that, noisy copies vote (`audit.votes`). eot: how many times the draws that a random defense asks for its
-    attack takes the mean of.
+    attack takes the mean of. watch: the detector that its attack evades, or without one that scores the images of its
+    source (`audit.detect`).
     """
 
     key: str
@@ -61,19 +59,7 @@ class Job:
     draws: int = 1
     smoothed: Smoothed | None = None
     eot: int = 1
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Digests of what a spec only points at: the chosen images with their masks, each model's tensors by title, and
-    the images that attacks are fitted on by the attack's label. opaque: the titles of models without a gradient.
-    random: the labels of defenses that draw anew in every pass."""
-
-    data: str = ""
-    models: Mapping[str, str] = field(default_factory=dict)
-    fits: Mapping[str, str] = field(default_factory=dict)
-    opaque: frozenset[str] = frozenset()
-    random: frozenset[str] = frozenset()
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -111,29 +97,15 @@ def cut(ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))
 
 
-def key_of(
-    spec: RunSpec, ids: Sequence[str], contents: Contents, model: ModelSpec, defense: Part, own: Mapping[str, Any]
-) -> str:
-    """The key of what is computed of a model behind a defense beside the cells; own: all else that decides it."""
-    content = {
-        "data": _data(spec.data) | {"content": contents.data},
-        "ids": _digest(list(ids)),
-        "seed": spec.seed,
-        "model": _model(model) | {"content": contents.models.get(model.title())},
-        "defense": _part("defense", defense),
-    }
-    return _digest({**content, **own})[:20]
-
-
 def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job]:
     none = Tuned(name="none")
-    common = {"data": _data(spec.data) | {"content": contents.data}, "ids": _digest(list(ids)), "seed": spec.seed}
     defended = [d for d in spec.defenses if d != none]
     borrow = "oblivious" in spec.threats
     lend = (spec.transfer.each and len(spec.models) > 1) or (borrow and bool(defended))
 
-    def of(model: ModelSpec) -> dict[str, Any]:
-        return _model(model) | {"content": contents.models.get(model.title())}
+    def keep(together: tuple[ModelSpec, ...]) -> bool:
+        """Whether the images of a bare model are needed again."""
+        return spec.detection is not None or (lend and not together)
 
     def job(
         model: ModelSpec,
@@ -147,34 +119,31 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
         crafted, fit, draws = None, None, spec.draws if defense.label() in contents.random else 1
         if attack is not None and source is None:
             fit = attack.fit_data(spec.data)
-            crafted = _part("attack", attack) | {"precision": spec.precision}
+            crafted = part_content("attack", attack) | {"precision": spec.precision}
             del crafted["fit"]  # as it was written; what it comes to is this
-            crafted |= {"fit": _data(fit) | {"content": contents.fits.get(attack.label())}} if fit else {}
-        content = (
-            common
-            | {
-                "version": VERSION,
-                "model": of(model),
-                "defense": _part("defense", defense),
-                "attack": crafted,
-                "eps": eps,
-                "source": source.key if source else None,
-                "target": _part("target", attack.target) if attack and attack.target else None,
-            }
-            | ({"together": [of(other) for other in together]} if together else {})
-            | ({"draws": draws} if draws > 1 else {})
-        )
+            crafted |= {"fit": data_content(fit) | {"content": contents.fits.get(attack.label())}} if fit else {}
+        own: dict[str, Any] = {
+            "version": VERSION,
+            "attack": crafted,
+            "eps": eps,
+            "source": source.key if source else None,
+            "target": part_content("target", attack.target) if attack and attack.target else None,
+        }
+        if together:
+            own["together"] = [model_content(other, contents) for other in together]
+        if draws > 1:
+            own["draws"] = draws
         label = attack.label() if attack else "none"
         cell = Cell(model.title(), defense.label(), threat, label, attack.norm() if attack else "", eps)
         return Job(
-            key=_digest(content)[:20],
+            key=key_of(spec, ids, contents, model, defense, own),
             cell=cell,
             model=model,
             defense=defense,
             attack=None if source else attack,
             eps=eps,
             source=source.key if source else None,
-            keep=source is None and attack is not None and (spec.keep or (lend and defense == none and not together)),
+            keep=source is None and attack is not None and (spec.keep or (defense == none and keep(together))),
             show=eps is None or eps in (0.0, spec.shown_eps()),
             target=attack.target if attack else None,
             fit=fit,
@@ -194,7 +163,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
                     content = {"version": VERSION, "members": [job.key for job in own], "rule": rule}
                     yield replace(
                         own[0],
-                        key=_digest(content)[:20],
+                        key=shortened(content),
                         cell=replace(own[0].cell, attack=f"{attack.label()} by {rule}"),
                         keep=False,
                         show=False,
@@ -262,55 +231,9 @@ def members(attack: AttackSpec) -> list[AttackSpec]:
 
 def _ident(attack: AttackSpec) -> str:
     """The same for attacks that do the same, in whatever order their arguments are written."""
-    return _digest(attack.model_dump(mode="json"))
+    return digest(attack.model_dump(mode="json"))
 
 
 def _radii(attack: AttackSpec, eps: Sequence[float]) -> Sequence[float | None]:
     """The budgets an attack is run at: one run without, for an attack that finds its own norm."""
     return eps if registry.accepts("attack", attack.name, "eps") else [None]
-
-
-def _part(kind: str, part: Part) -> dict[str, Any]:
-    """A part with the content of a user's own file and of those that its arguments name, so that an edit makes a new
-    cell."""
-    path = registry.source_file(part.name)
-    inside = [_part(kind, Part.model_validate(own)) for own in part.args["parts"]] if part.name == "chain" else []
-    named = _contents(part.args) if kind != "data" else []
-    return (
-        part.model_dump(mode="json")
-        | ({"file": _code_digest(path)} if path else {})
-        | ({"parts": inside} if inside else {})
-        | ({"files": named} if named else {})
-    )
-
-
-def _data(part: Part) -> dict[str, Any]:
-    """A data set without its root: where the images lie decides nothing."""
-    made = _part("data", part)
-    made["args"].pop("root", None)
-    return made
-
-
-def _model(model: ModelSpec) -> dict[str, Any]:
-    """A model without its label and where its weights lie, with the code of a user's own file and the content of the
-    files that its arguments name."""
-    code = [registry.source_file(name) for name in (model.source, model.name)]
-    digests = [_code_digest(path) for path in code if path is not None]
-    digests += _contents(model.args)
-    return model.model_dump(mode="json", exclude={"label", "weights"}) | {"files": digests}
-
-
-def _contents(args: Mapping[str, Any]) -> list[str]:
-    """The digests of the files that arguments name."""
-    named = [expand(value) for value in args.values() if isinstance(value, str) and value]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
-
-
-@lru_cache(maxsize=64)
-def _code_digest(path: Path) -> str:
-    """Of a file of code, once a process: that is how often it is imported."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"  # said when it is loaded
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from pydantic import ValidationError, field_validator
 
 from segaudit import registry
-from segaudit.audit.parts import Tuned, faults
+from segaudit.audit import build
+from segaudit.audit.parts import ModelSpec, Strict, Tuned, faults
 from segaudit.audit.spec import HANDED
 from segaudit.training import balance, loop
 from segaudit.types import UserError
 
-PARTS = ("attack",)
-"""The arguments of a recipe that are parts of the registry's kind of that name."""
+PARTS: dict[str, type[Tuned | ModelSpec]] = {"attack": Tuned, "segmenter": ModelSpec}
+"""The arguments of a recipe that are parts themselves, and what they are: an attack, or a model of a run's spec."""
 
 
 class Recipe(Tuned):
-    """A recipe; an argument named in `PARTS` is a part too, and reaches the recipe as a function."""
+    """A recipe; an argument named in `PARTS` is a part too, and reaches the recipe as a function or a model."""
 
     @field_validator("args")
     @classmethod
@@ -32,27 +33,39 @@ class Recipe(Tuned):
         if isinstance(self.args.get("attack"), Tuned):
             _check_attack(self.args["attack"])
 
+    @property
+    def denoises(self) -> bool:
+        """Whether it trains a denoiser, and no segmenter: its function then has a `judge` of its own."""
+        return hasattr(registry.load("recipe", self.name), "judge")
+
+    def judge(self) -> loop.Judge:
+        """What scores the network that it trains."""
+        own: Any = registry.load("recipe", self.name)
+        return own.judge(**self.args) if self.denoises else loop.evaluate
+
     def make(self, samples: loop.Samples, class_names: tuple[str, ...]) -> loop.Recipe:
         """The recipe with its arguments, for training on these images."""
-        args = {key: _made(key, value) if isinstance(value, Tuned) else value for key, value in self.args.items()}
+        args = {key: _made(key, value, class_names) for key, value in self.args.items()}
         if args.get("class_weights") is not None:
             args["class_weights"] = balance.class_weights(args["class_weights"], samples, class_names)
         return partial(registry.load("recipe", self.name), **args)
 
 
-def _part(kind: str, value: Any) -> Tuned:
-    if isinstance(value, Tuned):
+def _part(kind: str, value: Any) -> Strict:
+    if isinstance(value, PARTS[kind]):
         return value
     if not isinstance(value, (str, Mapping)):
         raise ValueError(f"{kind} must be a name, or {{name: ..., and its arguments}}, not {value!r}")
     try:
-        return Tuned.model_validate(value)
+        return PARTS[kind].model_validate(value)
     except ValidationError as error:
         raise ValueError(f"{kind}: {faults(error)}") from error
 
 
-def _made(kind: str, part: Tuned) -> Callable[..., Any]:
-    return partial(registry.load(kind, part.name), **part.args)
+def _made(kind: str, value: Any, class_names: tuple[str, ...]) -> Any:
+    if isinstance(value, ModelSpec):
+        return build.model(value, class_names)
+    return partial(registry.load(kind, value.name), **value.args) if isinstance(value, Tuned) else value
 
 
 def _check_attack(attack: Tuned) -> None:

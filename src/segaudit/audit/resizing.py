@@ -8,9 +8,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from segaudit import registry
 from segaudit.audit.parts import Real, Strict, Tuned, faults
-from segaudit.types import UserError
+from segaudit.types import EVADING, UserError
 
 NONE = Tuned(name="none")
+BLENDED = "blended_scaling"
+"""The attack that knows of a detector."""
 
 
 class Scaling(Strict):
@@ -19,7 +21,8 @@ class Scaling(Strict):
     library: pil, opencv or torch. methods: some of it, all that there are unless given. factor: how much larger than
     the data's size the pictures are made; without it they have their own. eps: how far a resized picture may be from
     the hidden one. guards: what stands before the resizer; each but `none` is attacked by one that knows of it and by
-    one that does not. detectors: scored on the pictures before and after the attack.
+    one that does not. detectors: scored on the pictures before and after the attack. evading: without a guard each
+    detector is met by an attack that knows of it, too.
     """
 
     library: str = "pil"
@@ -28,6 +31,7 @@ class Scaling(Strict):
     eps: Real = 2 / 255
     guards: list[Tuned] = Field([NONE], min_length=1)
     detectors: list[Tuned] = Field([])
+    evading: bool = False
 
     @model_validator(mode="after")
     def _sound(self) -> Scaling:
@@ -45,17 +49,25 @@ class Scaling(Strict):
             twice = [label for label in labels if labels.count(label) > 1]
             if twice:
                 raise ValueError(f"{what}: {twice[0]!r} is there twice; leave one of them out")
+        if self.evading and not self.detectors:
+            raise ValueError("evading: there is nothing to evade; give detectors, or leave it out")
         if not 0 <= self.eps < 1:
             raise ValueError(f"eps {self.eps:g} must be from 0 to below 1: write 2/255")
         return self
 
     def tries(self) -> list[tuple[Tuned, str]]:
-        """Each guard with what the attacks on it know: nothing of it, or that it is there."""
-        return [
+        """Each guard with what the attacks on it know: nothing of it, or that it is there; and detectors to evade."""
+        tries = [
             (guard, threat)
             for guard in self.guards
             for threat in (["white-box"] if guard == NONE else ["oblivious", "adaptive"])
         ]
+        return tries + [(NONE, evades(detector)) for detector in self.detectors if self.evading]
+
+
+def evades(detector: Tuned) -> str:
+    """The threat of an attack that knows of a detector."""
+    return f"{EVADING} {detector.label()}"
 
 
 def adaptive(guard: Tuned) -> str:

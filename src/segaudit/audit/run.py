@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segaudit.audit import build, diagnostics, fit, hidden, log, votes
+from segaudit.audit import build, detect, diagnostics, fit, hidden, log, votes
 from segaudit.audit.execute import Executor
-from segaudit.audit.plan import Contents, Job, Plan, plan
+from segaudit.audit.keys import Contents
+from segaudit.audit.plan import Job, Plan, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.audit.work import Task, forget
@@ -54,15 +55,19 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     planned, certified = plan(spec, data.ids, contents), votes.plan(spec, data.ids, contents)
     scaled = hidden.plan(spec, data, contents)
     checked = diagnostics.plan(planned, spec, data.ids, contents)
+    watched = detect.plan(planned, spec, data, contents)
     index = _index(spec, planned, data) | votes.index(certified) | hidden.index(scaled) | diagnostics.index(checked)
+    index |= detect.index(watched)
     store.write_json("plan.json", index)  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
-    tasks = [task for own in (planned, certified, checked) for task in pending(spec, own, store)]
+    tasks = [task for own in (planned, certified, checked, watched) for task in pending(spec, own, store)]
+    tasks += detect.fits(tasks, store)
     chosen = [job for job in planned.jobs if job.members and not store.parts("cells", job.key)]
     todo, total = len(tasks) + len(chosen), sum(_parts(job.members, planned.shards) for job in planned.jobs)
     total += sum(job.fit is not None and not job.members for job in planned.jobs)
-    total += sum(len(own.jobs) * len(own.shards) for own in (certified, checked))
+    total += sum(len(own.jobs) * len(own.shards) for own in (certified, checked, watched))
+    total += len(detect.references(watched))
     hiding = hidden.pending(scaled, store)
     todo, total = todo + len(hiding), total + len(scaled)
     history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
@@ -159,6 +164,7 @@ def results(path: str) -> Results:
     cast, uncast = votes.read(store, index)
     scaled, unscaled = hidden.read(store, index)
     checked, unchecked = diagnostics.read(store, index)
+    detected, undetected = detect.read(store, index)
     if not cells:
         raise UserError(f"{path}: no part of this run is finished yet; give `segaudit run` again")
     spec = yaml.safe_load(store.read("spec.yaml"))
@@ -171,10 +177,11 @@ def results(path: str) -> Results:
         cells=cells,
         scenes=scenes,
         pictures=pictures,
-        lacking=lacking + uncast + unscaled + unchecked,
+        lacking=lacking + uncast + unscaled + unchecked + undetected,
         votes=cast,
         scaling=scaled,
         diagnostics=checked,
+        detection=detected,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from segaudit.attacks._resize import Resize, Size
 from segaudit.attacks.image_scaling import Resizer, resizers
 from segaudit.audit import build
 from segaudit.audit.parts import Tuned
-from segaudit.audit.resizing import NONE, Scaling, adaptive
+from segaudit.audit.resizing import BLENDED, NONE, Scaling, adaptive, evades
 from segaudit.audit.spec import RunSpec
 from segaudit.data.base import Dataset
 from segaudit.metrics import confusion
@@ -33,6 +34,8 @@ Picture = NDArray[np.uint8]
 Tell = Callable[[int, int], object]
 Try = tuple[Tuned, str]
 """A guard, and what the attack knows of it."""
+PLAIN: Sequence[Try] = ((NONE, "white-box"),)
+"""No guard."""
 
 SEEN = ("clean", "source", "before", "after", "goal", "target")
 """The counts of `Hidden`, in its order."""
@@ -95,7 +98,7 @@ def hide(
     data: Dataset,
     models: Mapping[str, Segmenter],
     resizer: Resizer,
-    tries: Sequence[Try] = ((NONE, "white-box"),),
+    tries: Sequence[Try] = PLAIN,
     detectors: Sequence[Tuned] = (),
     *,
     factor: float | None = None,
@@ -123,11 +126,16 @@ def hide(
         unharmed = [score(detector, source, resizer, size) for detector in detectors]
         known = {name: (_guess(m, SAFE(source, size)), _guess(m, target / 255)) for name, m in models.items()}
         made: dict[str, tuple[Picture, list[float]]] = {}
+        evaded = {evades(detector): detector for detector in detectors}
         for number, (guard, threat) in enumerate(tries):
-            maker = guard.label() if threat == "adaptive" else ""
+            maker = threat if threat in evaded else guard.label() if threat == "adaptive" else ""
             if maker not in made:
-                through: Resize = guarded(guard, resizer, image_id, seed, "attack") if maker else resizer
-                picture = craft(source, target, through, adaptive(guard) if maker else attack, eps)
+                if threat in evaded:
+                    noticed_by = partial(score, evaded[threat], resizer=resizer, size=size)
+                    picture = registry.load("scaling", BLENDED)(source, target, resizer, noticed=noticed_by, eps=eps)
+                else:
+                    through: Resize = guarded(guard, resizer, image_id, seed, "attack") if maker else resizer
+                    picture = craft(source, target, through, adaptive(guard) if maker else attack, eps)
                 made[maker] = picture, [score(detector, picture, resizer, size) for detector in detectors]
             picture, noticed = made[maker]
             one = measured(source, target, picture, guarded(guard, resizer, image_id, seed))
@@ -165,15 +173,11 @@ def scale_attack(
     models: Mapping[str, Segmenter],
     attacked: Sequence[Resizer],
     *,
-    tries: Sequence[Try] = ((NONE, "white-box"),),
-    detectors: Sequence[Tuned] = (),
-    factor: float | None = None,
-    attack: str = "image_scaling",
-    eps: float = 2 / 255,
-    seed: int = 0,
+    tries: Sequence[Try] = PLAIN,
     tell: Tell = lambda done, total: None,
+    **own: Any,
 ) -> list[Scaled]:
-    """`hide` on several resizers, summed up: a row for each resizer, try and model."""
+    """`hide` on several resizers, summed up: a row for each resizer, try and model. own: what else `hide` takes."""
     done, total, rows = 0, len(attacked) * len(data.ids) * len(tries), list[Scaled]()
 
     def step() -> None:
@@ -182,10 +186,7 @@ def scale_attack(
         tell(done, total)
 
     for resizer in attacked:
-        found = hide(
-            data, models, resizer, tries, detectors, factor=factor, attack=attack, eps=eps, seed=seed, step=step
-        )
-        rows += [scaled(hidden) for hidden in found]
+        rows += [scaled(hidden) for hidden in hide(data, models, resizer, tries, step=step, **own)]
     return rows
 
 

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from segaudit import registry
 from segaudit.audit.certification import Certification
-from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, number, real
+from segaudit.audit.detection import Detection
+from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, held_out, number, real
 from segaudit.audit.resizing import Scaling
 
 HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels", "fitted")
@@ -52,16 +53,7 @@ class AttackSpec(Tuned):
             if self.fit is not None:
                 raise ValueError(f"attack {self.name!r} is not fitted on data; leave out its fit")
             return None
-        own = self.fit or {}
-        if not own and not registry.accepts("data", data.name, "split"):
-            raise ValueError(
-                f"attack {self.name!r} is fitted on other images than those that are scored, but data {data.name!r} "
-                "has no split: say which with `fit: {only: [...]}`"
-            )
-        usual = {"split": "train", "limit": 32} if "only" not in own else {}
-        usual = {key: value for key, value in usual.items() if registry.accepts("data", data.name, key)}
-        rest = {key: value for key, value in data.args.items() if key not in ("limit", "only")}
-        return Part(name=data.name, args=rest | usual | own)
+        return held_out(data, self.fit, f"attack {self.name!r}")
 
 
 class Pictures(Strict):
@@ -94,11 +86,13 @@ class Transfer(Strict):
 class Diagnostics(Strict):
     """What the masking diagnostics compute for themselves; `true` is `{limit: 8}`, and `false` `{limit: 0}`: nothing.
 
-    limit: on so many of the run's images, evenly spread. queries: of the black-box attack on an image.
+    limit: on so many of the run's images, evenly spread. queries: of the black-box attack on an image. max_steps: an
+    attack whose doubled steps would be more than these is not run with twice its steps or draws.
     """
 
     limit: int = Field(default=8, ge=0)
     queries: int = Field(default=200, ge=1)
+    max_steps: int = Field(default=200, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +117,8 @@ class RunSpec(Strict):
     batch: images attacked at once; it changes no result but for rounding. draws: how often a random defense is scored.
     certification: certificates by randomised smoothing, of every model.
     scaling: image scaling attacks on the resizer before every model.
+    detection: detectors of attacked images, and attacks that evade them; all adversarial images on the bare models are
+    kept for it.
     diagnostics: cells on a few images that tell robustness from masked gradients; unless told, if there is a defense.
     """
 
@@ -142,6 +138,7 @@ class RunSpec(Strict):
     draws: int = Field(1, ge=1)
     certification: Certification | None = None
     scaling: Scaling | None = None
+    detection: Detection | None = None
     diagnostics: Diagnostics | None = None
     seed: int = 0
 
@@ -166,6 +163,9 @@ class RunSpec(Strict):
         scaling = value.get("scaling")
         if isinstance(scaling, Mapping) and "eps" in scaling:
             made["scaling"] = {**scaling, "eps": _times(scaling["eps"], unit)}
+        detection = value.get("detection")
+        if isinstance(detection, Mapping) and isinstance(detection.get("evading"), Mapping):
+            made["detection"] = {**detection, "evading": _in_units(detection["evading"], unit)}
         return made
 
     @field_validator("eps")
@@ -179,6 +179,8 @@ class RunSpec(Strict):
     @model_validator(mode="after")
     def _parts(self) -> RunSpec:
         for attack in self.attacks:
+            if registry.accepts("attack", attack.name, "detector"):
+                raise ValueError(f"attack {attack.name!r} is run by the block `detection`; leave it out")
             registry.check_arguments("attack", attack.name, attack.args, HANDED)
             attack.fit_data(self.data)
             if attack.norm() == "linf" and max(self.eps) > 1 and registry.accepts("attack", attack.name, "eps"):
@@ -203,6 +205,10 @@ class RunSpec(Strict):
             raise ValueError("models: 'ensemble' is what the other models together are called; give another label")
         if self.transfer and Tuned(name="none") not in self.defenses:
             raise ValueError("transfer is between bare models: put none among the defenses, or leave transfer out")
+        if self.detection is not None:
+            self.detection.check(self.data, self.eps, [attack.label() for attack in self.attacks])
+            if Tuned(name="none") not in self.defenses:
+                raise ValueError("detection is of attacks on bare models: put none among the defenses, or leave it out")
         for what, labels, mend in (
             ("models", [model.title() for model in self.models], "give one of them a label of its own"),
             ("attacks", [attack.label() for attack in self.attacks], "leave one of them out"),

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segaudit.types import Counts, Norms, Picture, Records, Scene, UserError, Votes
+from segaudit.types import Counts, Floats, Norms, Picture, Records, Scene, UserError, Votes
 
 ASIDE = ".part"
 """How the name ends of a file that is being written."""
@@ -153,6 +153,16 @@ class Store:
         columns = [table[name].to_numpy(zero_copy_only=False) for name in VOTES]
         pixels = tuple(np.stack(rows, 1) for rows in zip(*columns, strict=True))
         return Votes(tuple(table["id"].to_pylist()), pixels, table["seconds"].to_numpy())
+
+    def write_scores(self, key: str, part: int, ids: Sequence[str], scores: Floats) -> None:
+        """Write what a detector makes of the images of one shard of a cell."""
+        self.write(_part("cells", key, part), _parquet({"id": list(ids), "score": scores}))
+
+    def read_scores(self, key: str) -> tuple[tuple[str, ...], Floats]:
+        """What a detector makes of the images of all finished parts, in the order of the shards."""
+        names = [_part("cells", key, part) for part in sorted(self.parts("cells", key))]
+        table = pa.concat_tables([pq.read_table(io.BytesIO(self.read(name))) for name in names])
+        return tuple(table["id"].to_pylist()), table["score"].to_numpy()
 
     def write_pictures(self, key: str, part: int, pictures: Sequence[Picture]) -> None:
         """Write the kept images of one shard of a cell."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,14 @@ from segaudit.audit import build, log, parts
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict
 from segaudit.audit.recipe import Recipe
 from segaudit.data.base import Dataset
-from segaudit.models import weights
+from segaudit.models import denoiser, weights
+from segaudit.models.denoiser import Denoiser
 from segaudit.models.wrap import Wrapped
+from segaudit.paths import expand
 from segaudit.training import loop
 from segaudit.types import UserError
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 
 
 class Sets(Strict):
@@ -49,12 +52,19 @@ class TrainSpec(Strict):
     workers: int = Field(0, ge=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     augment: dict[str, Any] = Field(default_factory=dict)
-    save_as: Literal["fp32", "fp16"] = "fp32"
+    save_as: Literal["fp32", "fp16", "int8"] = "fp32"
     seed: int = 0
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
         self.recipe.check()
+        if self.recipe.denoises != (self.model.source == denoiser.SOURCE):
+            what, mend = (
+                ("a denoiser", "model: {source: denoiser, name: residual}")
+                if self.recipe.denoises
+                else ("no denoiser", "recipe: {name: denoise, sigma: [0, 0.25]}")
+            )
+            raise ValueError(f"recipe {self.recipe.name!r} trains {what}: give `{mend}`")
         return self
 
 
@@ -62,7 +72,7 @@ def read(path: Path) -> TrainSpec:
     """A training spec from its YAML file, or from the card of the weights (.safetensors) that it made."""
     if path.suffix != ".safetensors":
         return parts.read(TrainSpec, path)
-    card = weights.read(path)[1]
+    card = card_of(path)
     if "training" not in card:
         raise UserError(f"{path} has no card that says how it was trained; give the training's spec (YAML)")
     try:
@@ -71,53 +81,81 @@ def read(path: Path) -> TrainSpec:
         raise UserError(f"{path}: its card holds a spec that is none: {parts.faults(error)}") from error
 
 
+def card_of(path: Path) -> dict[str, Any]:
+    """The card of weights (.safetensors); nothing of any other file."""
+    return weights.read(path)[1] if path.suffix == ".safetensors" else {}
+
+
 def train(
-    spec: TrainSpec, folder: Path, tell: Callable[[loop.Progress], None] = lambda _: None
+    spec: TrainSpec,
+    folder: Path,
+    tell: Callable[[loop.Progress], None] = lambda _: None,
+    card: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train the network of a spec; returns the weights' path (`folder/model.safetensors`) and the held-out score.
 
     The score is that of the weights as they were saved and read again. The same call resumes from the last epoch;
-    a folder that holds another spec's training is refused.
+    a folder that holds another spec's training is refused. card: of weights that are to be made again. One line is
+    logged where images, code or weights at the start are not those of the card, or of the training that is resumed.
     """
     asked, note = spec.model_dump(mode="json"), folder / "train.json"
     if note.exists() and not _same(note, asked):
         raise UserError(f"{folder} holds the training of another spec; give another --out, or remove it")
     samples = build.dataset(spec.data.train)
     held_out = build.dataset(spec.data.val) if spec.data.val else None
-    model = build.model(spec.model, samples.class_names, spec.seed)
-    if not isinstance(model, Wrapped):
-        raise UserError(f"model {spec.model.name!r}: only a network that segaudit wraps can be saved with its card")
-    start = build.digest(model)
-    recipe = spec.recipe.make(samples, samples.class_names)
+    model = _model(spec, samples)
+    net, start = model.net if isinstance(model, Wrapped) else model, build.digest(model)
+    judge, recipe = spec.recipe.judge(), spec.recipe.make(samples, samples.class_names)
     fields = loop.Schedule.__dataclass_fields__
     schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
     folder.mkdir(parents=True, exist_ok=True)
+    contents, kept = _contents(spec, start, samples, held_out), folder / "contents.json"
+    noted = json.loads(kept.read_text()) if kept.exists() else None
+    if others := _others(noted or card or {}, contents):
+        began = "that this training began with" if noted else "of the card"
+        logging.getLogger(__name__).warning(
+            f"segaudit: {folder}: {', '.join(others)}: not those {began}, so the network or its score will be another"
+        )
     note.write_text(json.dumps(asked, indent=1))
-    loop.fit(model, samples, held_out, recipe, schedule, folder, tell)
-    card = _card(spec, model, samples, held_out)
-    card |= {"start": start, "seconds": round(sum(line["seconds"] for line in loop.history(folder)))}
+    kept.write_text(json.dumps(noted or contents, indent=1))
+    loop.fit(model, samples, held_out, recipe, schedule, folder, tell, judge)
+    made = _card(spec, model) | contents
+    made |= {"seconds": round(sum(line["seconds"] for line in loop.history(folder)))}
     path = folder / "model.safetensors"
-    weights.write(model.net, path, card, DTYPES[spec.save_as])
+    weights.write(net, path, made, DTYPES[spec.save_as])
     score: dict[str, float] = {}
     if held_out is not None:
-        weights.fill(model.net, weights.read(path)[0], path)
-        score = loop.evaluate(model, held_out, spec.batch)
-        weights.write(model.net, path, card | {"score": score, "images": len(held_out.ids)}, DTYPES[spec.save_as])
+        weights.fill(net, weights.read(path)[0], path)
+        score = judge(model, held_out, spec.batch)
+        weights.write(net, path, made | {"score": score, "images": len(held_out.ids)}, DTYPES[spec.save_as])
     return path, score
 
 
-def _card(spec: TrainSpec, model: Wrapped, samples: Dataset, held_out: Dataset | None) -> dict[str, Any]:
-    """What it takes to build the network again, and to train it again: a spec, and all that the spec only names."""
-    asked, session = spec.model_dump(mode="json"), log.session("train", spec.precision)
+def _model(spec: TrainSpec, samples: Dataset) -> Wrapped | Denoiser:
+    """What is trained, with its weights at the start."""
+    if spec.recipe.denoises:
+        return build.denoiser(spec.model, len(samples.sample(samples.ids[0])[0]), spec.seed)
+    model = build.model(spec.model, samples.class_names, spec.seed)
+    if not isinstance(model, Wrapped):
+        raise UserError(f"model {spec.model.name!r}: only a network that segaudit wraps can be saved with its card")
+    return model
+
+
+def _own(spec: TrainSpec, model: Wrapped | Denoiser) -> dict[str, Any]:
+    """What it takes to build the network again."""
+    if isinstance(model, Denoiser):
+        return {"model": denoiser.card_of(model)}
     preprocess: dict[str, Any] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     preprocess |= {"scale": model.scale, "order": model.order, "stride": model.stride}
-    sets = {"train": samples} | ({"val": held_out} if held_out else {})
-    return {
-        "model": asked["model"] | {"preprocess": preprocess, "weights": None},
-        "class_names": list(model.class_names),
-        "training": asked,
-        "data": {key: {"images": len(one.ids), "digest": one.digest()} for key, one in sets.items()},
-        "files": _files(spec),
+    asked = spec.model.model_dump(mode="json") | {"preprocess": preprocess, "weights": None}
+    return {"model": asked, "class_names": list(model.class_names)}
+
+
+def _card(spec: TrainSpec, model: Wrapped | Denoiser) -> dict[str, Any]:
+    """What it takes to build the network again, and to train it again: a spec, and where it was trained."""
+    session = log.session("train", spec.precision)
+    return _own(spec, model) | {
+        "training": spec.model_dump(mode="json"),
         "versions": session.packages,
         "device": session.device,
         "machine": session.machine,
@@ -126,11 +164,33 @@ def _card(spec: TrainSpec, model: Wrapped, samples: Dataset, held_out: Dataset |
     }
 
 
+def _contents(spec: TrainSpec, start: str, samples: Dataset, held_out: Dataset | None) -> dict[str, Any]:
+    """Digests of all that a spec only names. start: that of the weights at the start."""
+    sets = {"train": samples} | ({"val": held_out} if held_out else {})
+    data = {key: {"images": len(one.ids), "digest": one.digest()} for key, one in sets.items()}
+    return {"start": start, "data": data, "files": _files(spec)}
+
+
+def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has another digest now than before, of what has one in both."""
+
+    def told(contents: Mapping[str, Any]) -> dict[str, str | None]:
+        made: dict[str, str | None] = {"weights at the start": contents.get("start")}
+        made |= {f"images of data.{key}": one["digest"] for key, one in contents.get("data", {}).items()}
+        return {**made, **contents.get("files", {})}
+
+    old = told(before)
+    return [name for name, digest in told(now).items() if old.get(name) not in (None, digest)]
+
+
 def _files(spec: TrainSpec) -> dict[str, str]:
-    """The digest of each file of a user's own code that the spec names."""
+    """The digest of each file of a user's own code that the spec names, and of the weights of a recipe's segmenter."""
     named = [spec.model.source, spec.model.name, spec.recipe.name, spec.data.train.name]
     named += [part.name for part in (spec.data.val, *spec.recipe.args.values()) if isinstance(part, Part)]
+    others = [part for part in spec.recipe.args.values() if isinstance(part, ModelSpec)]
+    named += [name for other in others for name in (other.source, other.name)]
     paths = {name: registry.source_file(name) for name in named}
+    paths |= {other.weights: expand(other.weights) for other in others if other.weights is not None}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None}
 
 

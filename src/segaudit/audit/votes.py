@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from segaudit.audit.plan import Contents, Job, Plan, cut, key_of
+from segaudit.audit.keys import Contents, key_of
+from segaudit.audit.plan import Job, Plan, cut
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.defenses.certify import Ballot, ballot

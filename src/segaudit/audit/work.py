@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segaudit import registry
-from segaudit.audit import build, votes
+from segaudit.audit import build, detect, votes
 from segaudit.audit.batches import goal as masks
 from segaudit.audit.batches import outside, same_size
 from segaudit.audit.parts import ModelSpec, Part
@@ -77,6 +77,15 @@ def work(task: Task) -> None:
     if job.smoothed is not None:
         shards = (shard.to(device) for shard in same_size(data, task.ids))
         store.write_votes(job.key, task.part, votes.draw(job.smoothed, model, shards, task.batch, task.seed))
+        return
+    if job.watch is not None and task.fitting:
+        detect.learn(job.watch, model, store, task.batch, task.seed)
+        return
+    if job.watch is not None and job.attack is None:
+        deltas = {p.id: p.delta for p in store.read_pictures(job.source, task.part)} if job.source else {}
+        own = same_size(data, task.ids)
+        scores = detect.score(job.watch, model, own, deltas, store, task.batch, task.seed)
+        store.write_scores(job.key, task.part, *scores)
         return
     others = tuple(other.model_dump_json() for other in job.together)
     maker = _together(others, data.class_names) if others else model
@@ -160,6 +169,8 @@ def _arguments(task: Task, targeted: bool) -> dict[str, Any]:
     own |= ({"eps": eps} if eps is not None else {}) | ({"targeted": True} if targeted else {})
     if attack and registry.accepts("attack", attack.name, "class_pixels"):
         own["class_pixels"] = _class_pixels(task.data.model_dump_json())
+    if task.job.watch is not None:
+        own["detector"] = detect.scorer(task.job.watch, Store(task.store))
     return own
 
 

@@ -43,25 +43,23 @@ def certify(
     images: Tensor,
     *,
     rng: Streams,
-    sigma: float = 0.25,
-    tau: float = 0.75,
-    n0: int = 100,
     n: int = 1000,
+    tau: float = 0.75,
     alpha: float = 1e-4,
     correction: str = "holm",
     valid: Tensor | None = None,
-    batch: int = 32,
+    **own: Any,
 ) -> Tensor:
     """SegCertify: the smoothed model's classes N x H x W where they are certified, `ABSTAIN` elsewhere.
 
     With probability 1 - alpha, all certified pixels of an image keep their class in the smoothed model under any
     perturbation of a smaller L2 norm than `radius(sigma, tau)`. Each image is tested by itself; valid: the pixels
-    N x H x W that are tested, all unless given. sigma, n0, n, batch: see `ballot`; tau, alpha, correction: see
+    N x H x W that are tested, all unless given. n, own (sigma, n0, batch): see `ballot`; tau, alpha, correction: see
     `least_votes`. Of a classifier it is one test an image.
     Source: Fischer et al. 2021 (SegCertify); Cohen et al. 2019 (one class an image).
     """
     check(tau=tau, n=n, alpha=alpha, correction=correction)
-    found = ballot(model, images, rng=rng, sigma=sigma, n0=n0, n=n, batch=batch)
+    found = ballot(model, images, rng=rng, n=n, **own)
     made = torch.full_like(found.classes, ABSTAIN)
     for i in range(len(images)):
         tested = torch.ones_like(made[i], dtype=torch.bool) if valid is None else valid[i].to(made.device)

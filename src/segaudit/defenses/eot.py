@@ -11,7 +11,8 @@ from segaudit.types import Segmenter
 class EOT(Segmenter):
     """The mean of a random model's logits over some draws, and with it the mean of its gradients.
 
-    The draws of an image go through the model together, each with numbers of its own: a pass costs `draws` passes.
+    The draws of an image go through the model together, each with numbers of its own: a pass costs `draws` passes, and
+    their memory, as no draw's slope is known before the mean of all, which the loss is of.
     It is for gradients: what is scored is the model itself, drawn anew.
     Source: Athalye et al. 2018 (EOT); on random defenses Athalye, Carlini & Wagner 2018.
     """

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from segaudit.defenses._check import choice, real, whole
+from segaudit.defenses.denoise import denoise
 from segaudit.nn.straight import through
 from segaudit.rng import streams_of
 from segaudit.types import Segmenter
 
 
 def smoothing(
-    model: Segmenter, *, sigma: float = 0.25, draws: int = 16, fusion: str = "softmax", eot: int = 1
+    model: Segmenter,
+    *,
+    sigma: float = 0.25,
+    draws: int = 16,
+    fusion: str = "softmax",
+    eot: int = 1,
+    denoiser: Any = None,
 ) -> Segmenter:
     """Smoothing: the mean answer to copies of the image in Gaussian noise, drawn anew in each pass.
 
     sigma: of the noise on values in [0, 1]; the copies are not clipped. draws: copies of an image in a pass. fusion:
     softmax, the logarithm of the mean probabilities, which the gradient goes through; or votes, that of the share of
-    copies that say a class, with the same gradient. eot: passes that an attack takes the mean gradient of. With a
-    denoiser behind it in a `chain` (`parts: [smoothing, tv]`) it is denoised smoothing. What is certified of it is
-    asked for under `certification`.
+    copies that say a class, with the same gradient. eot: passes that an attack takes the mean gradient of. denoiser:
+    the weights of one that the copies go through, as `denoise` has it: denoised smoothing; any other defense may be
+    one behind it in a `chain` (`parts: [smoothing, tv]`). What is certified of it is asked for under `certification`.
     Source: Cohen et al. 2019; gradient: Salman et al. 2019; denoised: Salman et al. 2020; maps: Fischer et al. 2021.
     """
     return Smoothing(
-        model,
+        model if denoiser is None else denoise(model, denoiser=denoiser),
         real("smoothing", "sigma", sigma, above=0),
         whole("smoothing", "draws", draws, 1),
         choice("smoothing", "fusion", fusion, ("softmax", "votes")),

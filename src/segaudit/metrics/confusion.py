@@ -63,6 +63,19 @@ def image_miou(counts: Counts) -> float:
     return mean(np.nansum(each, 1)[present > 0] / present[present > 0])
 
 
+def dice(counts: Counts) -> float:
+    """The mean over images of the Dice coefficient, 2 intersection / (truth + prediction).
+
+    With two classes that of the second, the thing looked for, over the images that hold it; with more, of each image
+    the mean of the classes in it.
+    """
+    each = iou(*(part.astype(float) for part in (counts.intersection, counts.union, counts.target)))
+    each = 2 * each / (1 + each)
+    each = each[:, 1:] if each.shape[1] == 2 else each
+    present = (~np.isnan(each)).sum(1)
+    return mean(np.nansum(each, 1)[present > 0] / present[present > 0])
+
+
 def accuracy(counts: Counts) -> float:
     """The share of all valid pixels that are predicted right, pooled over the images (nan without a valid pixel)."""
     total = counts.target.sum()

@@ -96,6 +96,8 @@ def grid(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> G
     asked, (_, alpha, correction) = results.votes[0][0], _asked(results)
     test = f"n0 {asked.n0}, n {asked.n}, alpha {alpha:g} an image ({correction})"
     title = f"{results.name}: certified by randomised smoothing, shares in percent; {test}"
+    if _denoised(results):
+        title += "; where a denoiser is named, of the model behind it (denoised smoothing)"
     return Grid(title, [name if exact else name.replace("_", " ").replace("miou", "mIoU") for name in names], body, 2)
 
 
@@ -126,10 +128,15 @@ def radii(results: Results) -> dict[str, Any] | None:
     step = _step(far)
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM,
-        "lines": lines, "alpha": f"{alpha:g}",
+        "lines": lines, "alpha": f"{alpha:g}", "denoised": _denoised(results),
         "x": [(at(k * step, 0)[0], f"{k * step:g}") for k in range(int(far / step) + 1)],
         "y": [(at(0, share / 100)[1], str(share)) for share in range(0, 101, 20)],
     }  # fmt: skip
+
+
+def _denoised(results: Results) -> bool:
+    """Whether a defense stands between noise and model anywhere."""
+    return any(of.denoiser != "none" for of, _ in results.votes)
 
 
 def _asked(results: Results) -> tuple[list[float], float, str]:

@@ -21,22 +21,23 @@ FEW = 20
 def doubts(results: Results, rows: Sequence[Row], found: Sequence[Diagnostic] | None = None) -> list[str]:
     """One sentence each, the gravest kind first. found: the run's masking diagnostics, where they are there already."""
     return [
-        *unfinished(results, rows),
+        *unfinished(results),
         *_failing(results, rows),
         *_outside(rows),
-        *(sign.line for sign in (diagnose(results) if found is None else found) if sign.raised),
+        *(sign.line for sign in (diagnose(results, rows) if found is None else found) if sign.raised),
         *_overshooting(_untargeted(rows)),
         *_rounded(rows),
         *_few(rows),
     ]
 
 
-def unfinished(results: Results, rows: Sequence[Row]) -> Iterator[str]:
+def unfinished(results: Results) -> Iterator[str]:
     """Whether cells are missing, or hold different images."""
-    images = [row.images for row in rows]
-    if results.lacking or (images and min(images) < max(images)):
+    images = sorted({len(records) for _, records in results.cells})
+    if results.lacking or len(images) > 1:
+        hold = " to ".join(map(str, dict.fromkeys([images[0], images[-1]]))) + " image" + "s" * (images[-1] != 1)
         yield (
-            f"The run is not finished: its cells hold {min(images)} to {max(images)} images and cannot be compared "
+            f"The run is not finished: its cells hold {hold} and cannot be compared "
             f"({results.lacking} parts are missing). Give `segaudit run` again."
         )
 

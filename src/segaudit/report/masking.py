@@ -14,15 +14,16 @@ from segaudit.types import Results
 FLAGS = {True: "raised", False: "quiet", None: "not run"}
 
 
-def diagnose(results: Results) -> list[Diagnostic]:
+def diagnose(results: Results, rows: Sequence[Row] | None = None) -> list[Diagnostic]:
     """Every check of every model, in the order of the plan; those that lack a cell are among them, and say so.
 
     Each pair of attacks is compared on the same images: on all of the run's, and on the few of the diagnostics. A flag
     takes a difference of more than `MARGIN` in mIoU whose 95 % paired bootstrap interval over the images is above 0;
-    of several pairs the clearest is told. An attack that meets a NaN gradient is refused by the audit before.
+    of several pairs the clearest is told. An attack that meets a NaN gradient is refused by the audit before. rows:
+    of the whole run (`summary.summarise`), where they are there already.
     Source: Athalye et al. 2018; Carlini et al. 2019; Tramer et al. 2020.
     """
-    seen, found = list(worlds(results)), []
+    seen, found = list(worlds(results, rows)), []
     for model, defense in unique((cell.model, cell.defense) for cell, _ in results.cells):
         views = [View([s for s in world if (s.row.model, s.row.defense) == (model, defense)]) for world in seen]
         for name, (check, lacking) in CHECKS.items():

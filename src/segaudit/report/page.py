@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from segaudit.report import certified, masking, scaling, sheets, signs, verdict
+from segaudit.report import certified, detection, masking, scaling, sheets, signs, verdict
 from segaudit.report.curves import curves
 from segaudit.report.doubts import doubts
 from segaudit.report.grid import Grid, comma
@@ -30,10 +30,12 @@ SESSION = ("started", "finished", "computed", "seconds")
 
 def page(results: Results) -> str:
     """The HTML of a run. Scripts, styles and pictures are inside; its content policy forbids any request."""
-    rows, found = summarise(results), masking.diagnose(results)
+    rows = summarise(results)
+    found = masking.diagnose(results, rows)
     doubted = {(d.model, d.defense) for d in found if d.raised}
     defended = results.diagnostics or any(row.defense != "none" for row in rows)
     drawn, shown = curves(rows), gallery(results, rows)
+    watched = detection.noticed(results)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -43,7 +45,7 @@ def page(results: Results) -> str:
         headline=headline(rows, {row.name for row in rows if (row.model, row.defense) in doubted}),
         notes=notes(rows),
         doubts=doubts(results, rows, found),
-        verdicts=[made.line for made in verdict.verdicts(results, found)],
+        verdicts=[made.line for made in verdict.verdicts(results, found, rows)],
         masking=_sheet(masking.grid(found, results.name, False)) if defended else None,
         margin=f"{100 * signs.MARGIN:g}",
         spent=masking.spent(results),
@@ -66,6 +68,9 @@ def page(results: Results) -> str:
         radii=certified.radii(results),
         scaling=[_sheet(grid) for grid in scaling.grids(results)],
         guards=scaling.lines(results),
+        detection=_sheet(detection.table(watched, results.name, False)) if watched else None,
+        detected=detection.lines(watched),
+        rocs=detection.figures(watched),
         legend=[(name, sheets.colour(results, i)) for i, name in enumerate(results.class_names)],
         pictures=shown,
         data={

@@ -17,9 +17,9 @@ GUARDED = {"clean as got": "before", "own as got": "after"}
 def attacks(rows: Sequence[Scaled], exact: bool = False, name: str = "") -> Grid:
     """A row a model, resizer, guard and threat: mIoUs and shares in %, Linf in 1/255; all in [0, 1] if exact.
 
-    Guards have columns only where there are any; `cost` is the change in multiples of that without a guard.
+    Guards and threats have columns only where there are any; `cost` is the change in multiples of that without a guard.
     """
-    guarded = any(row.guard != "none" for row in rows)
+    guarded = any((row.guard, row.threat) != ("none", "white-box") for row in rows)
     told = ["model", "library", "method", *(["guard", "threat"] if guarded else [])]
     mious = MIOUS | (GUARDED if guarded else {})
     body = [

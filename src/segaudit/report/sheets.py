@@ -43,6 +43,7 @@ def glance(rows: Sequence[Row]) -> Sheet | None:
     if not found:
         return None
     most = max(len(standing.worst) for _, standing in found)
+    binary = all(len(standing.clean.iou_by_class) == 2 for _, standing in found)
     body = []
     for norm, standing in found:
         clean, halved, worst = standing.clean, standing.halved, standing.worst
@@ -54,12 +55,14 @@ def glance(rows: Sequence[Row]) -> Sheet | None:
                 Box(str(clean.images)),
                 Box(percent(clean.miou)),
                 Box(_interval(clean)),
+                *([Box(percent(clean.dice))] if binary else []),
                 Box(f"{show_eps(halved.eps, norm)} by {halved.label}" if halved else "not halved"),
                 *(Box(f"{percent(row.miou)} at {show_eps(row.eps, norm)}", _lost(row)) for row in ends),
             ]
         )
     budgets = ["middle budget" if most > 2 else "smallest budget", "largest budget"][-most:]
-    head = ["model", "norm", "images", "clean mIoU", "95 % interval", "halved at", *budgets]
+    dice = ["clean Dice"] if binary else []
+    head = ["model", "norm", "images", "clean mIoU", "95 % interval", *dice, "halved at", *budgets]
     return Sheet("mIoU in percent, clean and under the strongest attack", head, body, 2)
 
 

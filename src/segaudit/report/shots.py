@@ -87,24 +87,24 @@ class View:
         self.elsewhere = [shot for shot in free if shot.row.source or shot.row.threat == "oblivious"]
 
 
-def worlds(results: Results) -> Iterator[list[Shot]]:
+def worlds(results: Results, rows: Sequence[Row] | None = None) -> Iterator[list[Shot]]:
     """The cells of a run, on all images; then those of the diagnostics, with the others on the same few.
 
-    What two of the others show is asked of all images alone: on a few it would show by chance.
+    What two of the others show is asked of all images alone: on a few it would show by chance. rows: see `shots`.
     """
     full, few = judged(results), list(results.diagnostics)
-    yield shots(full)
+    yield shots(full, rows)
     if few:
         ids = unique(name for _, records in few for name in records.ids)
         shared = [(cell, records) for cell, records in ((cell, only(own, ids)) for cell, own in full) if len(records)]
         yield [replace(shot, fresh=i >= len(shared)) for i, shot in enumerate(shots([*shared, *few]))]
 
 
-def shots(cells: Sequence[tuple[Cell, Records]]) -> list[Shot]:
-    """Cells with their rows."""
+def shots(cells: Sequence[tuple[Cell, Records]], rows: Sequence[Row] | None = None) -> list[Shot]:
+    """Cells with their rows. rows: what `tabulate` makes of them, where it is there already."""
     cut = {replace(cell, eps=0.0) for cell, _ in cells if cell.eps is None}
-    rows = zip(tabulate(cells), cells, strict=True)
-    return [Shot(row, records, own=replace(cell, eps=0.0) not in cut) for row, (cell, records) in rows]
+    told = zip(tabulate(cells) if rows is None else rows, cells, strict=True)
+    return [Shot(row, records, own=replace(cell, eps=0.0) not in cut) for row, (cell, records) in told]
 
 
 def best(weak: Sequence[Shot], strong: Sequence[Shot]) -> Iterator[Pair]:

@@ -35,7 +35,7 @@ class Row:
     mIoU. success: the share of images of which 99 % of the valid pixels are won. `_8bit`: after rounding to 8 bits;
     unchanged: the share of images that are then the clean ones. goal: against the masks that a targeted attack was
     to reach. spread: of a random defense that is scored several times, two standard deviations of the mIoU over the
-    draws, of which `miou` and `accuracy` are the means; all else is of the first draw.
+    draws, of which `miou` and `accuracy` are the means; all else is of the first draw. dice: `confusion.dice`.
     """
 
     model: str
@@ -70,6 +70,7 @@ class Row:
     iou_by_class: tuple[float, ...]
     iou_by_size: Mapping[str, float]
     iou_by_size_8bit: Mapping[str, float]
+    dice: float = math.nan
     spread: float = math.nan
 
     @property
@@ -223,6 +224,7 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         iou_by_class=tuple(confusion.iou_by_class(records.counts).tolist()),
         iou_by_size=confusion.iou_by_size(records.counts),
         iou_by_size_8bit=confusion.iou_by_size(records.rounded),
+        dice=confusion.dice(records.counts),
         spread=2 * statistics.stdev(mious) if len(mious) > 1 else math.nan,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from segaudit.metrics import confusion
 from segaudit.registry import suggest
-from segaudit.report import certified, masking, scaling, verdict
+from segaudit.report import certified, detection, masking, scaling, verdict
 from segaudit.report.grid import WRITERS, Grid
 from segaudit.report.summary import DASH, FIELDS, Row, clean_of, percent, show_eps, summarise, unique
 from segaudit.types import Results, UserError
@@ -21,6 +21,7 @@ QUANTITIES = {
 QUANTITIES |= {f"{key}_8bit": f"{text} after rounding to 8 bits" for key, text in QUANTITIES.items()}
 QUANTITIES |= {
     "spread": "Two standard deviations of the mIoU over the draws of a random defense",
+    "dice": "Mean of the images' own Dice coefficients, of two classes that of the second",
     "success": "Images with at least 99 % of their pixels won",
     "goal_miou": "Of targeted attacks, mIoU with the target",
     "goal_accuracy": "Of targeted attacks, pixels of the target's class",
@@ -42,9 +43,10 @@ def table(
     form: `pivot` (model x attack by budget; the default), `long` (a row a cell, the columns of `summary.FIELDS`; the
     default of csv), `transfer` (source x target), `classes` (IoU by class), `sizes` (mean IoU of small, medium and
     large things, as they are and after rounding to 8 bits), `certified` (by sigma and tau),
-    `scaling` (image scaling attacks by resizer and guard), `scaling_detectors` (their AUC and TPR), `defenses` (the
-    worst case of each, beside the bare model's), `masking` (the signs of masked gradients). quantity: of `QUANTITIES`,
-    for pivot and transfer; miou unless given. attack, eps (in [0, 1]): those cells alone, beside the clean ones.
+    `scaling` (image scaling attacks by resizer and guard), `scaling_detectors` (their AUC and TPR), `detection` (the
+    same of detectors of attacked images), `defenses` (the worst case of each, beside the bare model's), `masking` (the
+    signs of masked gradients). quantity: of `QUANTITIES`, for pivot and transfer; miou unless given. attack, eps (in
+    [0, 1]): those cells alone, beside the clean ones.
     In csv, numbers keep their full precision, shares are in [0, 1], and what is missing is empty; elsewhere shares
     are in percent. linf, l2, forwards, backwards and seconds are means over the images.
     Raises UserError for a word that it does not know, and where no cell fits.
@@ -182,7 +184,7 @@ def sizes(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> 
 
 FORMS: dict[str, Callable[[Results, Sequence[Row], str, bool], Grid]] = {
     "pivot": pivot, "long": long, "transfer": transfer, "classes": classes, "sizes": sizes, "certified": certified.grid,
-    "scaling": scaling.grid, "scaling_detectors": scaling.detection,
+    "scaling": scaling.grid, "scaling_detectors": scaling.detection, "detection": detection.grid,
     "defenses": verdict.table, "masking": masking.table,
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from segaudit.report.headline import norms, with_sign
 from segaudit.report.masking import diagnose, share
 from segaudit.report.shots import Shot, paired, shots
 from segaudit.report.signs import FEWEST, MARGIN, Diagnostic
-from segaudit.report.summary import Row, judged, levels, show_eps, unique
+from segaudit.report.summary import Row, judged, levels, show_eps, summarise, unique
 from segaudit.types import Results, UserError
 
 WORDS = {True: "holds", False: "does not hold", None: "cannot be judged"}
@@ -75,9 +75,12 @@ class Verdict:
         return f"No sign of masked gradients{lacking}"
 
 
-def verdicts(results: Results, found: Sequence[Diagnostic]) -> list[Verdict]:
-    """One for each defended model and norm, in the order of the plan. found: the diagnostics of the run."""
-    every = shots(judged(results))
+def verdicts(results: Results, found: Sequence[Diagnostic], rows: Sequence[Row] | None = None) -> list[Verdict]:
+    """One for each defended model and norm, in the order of the plan. found: the diagnostics of the run.
+
+    rows: of the whole run (`summary.summarise`), where they are there already.
+    """
+    every = shots(judged(results), rows)
     made = []
     for model, defense in unique((s.row.model, s.row.defense) for s in every if s.row.defense != "none"):
         own = [s for s in every if (s.row.model, s.row.defense) == (model, defense)]
@@ -96,7 +99,8 @@ def verdicts(results: Results, found: Sequence[Diagnostic]) -> list[Verdict]:
 
 def table(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> Grid:
     """A line a defense and norm; exact: numbers in full, for CSV. Raises UserError for a run without a defense."""
-    made = verdicts(results, diagnose(results))
+    every = summarise(results)  # rows may be a few of them
+    made = verdicts(results, diagnose(results, every), every)
     if not made:
         raise UserError(f"table: {results.name} holds no attack on a defended model; put one among its defenses")
     body = [

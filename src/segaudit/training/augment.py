@@ -1,4 +1,4 @@
-"""Random views of a training image with its mask: flip, scale, crop, light."""
+"""Random views of a training image with its mask: flip, turn, scale, crop, light."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def augment(
     rng: Generator,
     *,
     flip: bool = True,
+    turn: bool = False,
     scale: Sequence[float] = (1.0, 1.0),
     crop: Sequence[int] | None = None,
     light: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """One random view: image C x H x W in [0, 1], labels H x W; both come back at `crop` (default: their own size).
 
-    flip: left-right with probability 1/2. scale: log-uniform between the two. What the crop does not cover is void
+    flip: left-right with probability 1/2. turn: by 0, 90, 180 or 270 degrees (where the view is no square, by 0 or 180),
+    for pictures that have no up. scale: log-uniform between the two. What the crop does not cover is void
     on grey. light: brightness, contrast and a tint an image, each by up to this factor. The one label of a classifier's
     image (1 x 1) stays as it is.
     """
@@ -45,6 +47,9 @@ def augment(
     mask = mask[top : top + height, left : left + width]
     if flip and torch.rand((), generator=rng) < 0.5:
         image, mask = image.flip(2), mask.flip(1)
+    if turn:
+        quarters = 2 * _pick(1, rng) if height != width else _pick(3, rng)
+        image, mask = image.rot90(quarters, (1, 2)), mask.rot90(quarters)
     if light:
         gain, bias, contrast = (light * (2 * torch.rand(3, generator=rng) - 1)).tolist()
         tint = 1 + light * (2 * torch.rand(len(image), 1, 1, generator=rng) - 1) / 2

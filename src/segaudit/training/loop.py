@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
 from segaudit.metrics import confusion
@@ -35,6 +35,10 @@ class Samples(Protocol):
 
     def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
         """Image C x H x W in [0, 1] and labels H x W."""
+
+
+Judge = Callable[[Any, Samples, int], dict[str, float]]
+"""`(model, held-out images, batch) -> its score`, by name."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,18 @@ class Progress:
 
 
 def fit(
-    model: Segmenter,
+    model: nn.Module,
     train: Samples,
     held_out: Samples | None,
     recipe: Recipe,
     schedule: Schedule,
     folder: Path,
     tell: Callable[[Progress], None] = lambda _: None,
+    judge: Judge | None = None,
 ) -> dict[str, float]:
-    """Train in place; returns the held-out `miou` and `accuracy` in float32 (empty without held-out images).
+    """Train in place; returns the score on the held-out images in float32 (empty without any).
+
+    judge: what scores it, `evaluate` unless given: `miou` and `accuracy`.
 
     The folder gets `metrics.jsonl` (a line an epoch, see `history`) and `checkpoint.pt`, from which the same call goes
     on: each epoch draws from streams of its own number, so a resumed run sees what an undisturbed one does.
@@ -98,6 +105,7 @@ def fit(
     except ImportError as error:
         raise UserError("training needs accelerate: pip install 'segaudit[train]'") from error
     prepare_process()
+    score_of: Judge = judge or evaluate
     on_cpu = default_device().type == "cpu"
     precision = resolve(schedule.precision, default_device())
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # it would cast the model's forward for good
@@ -137,17 +145,17 @@ def fit(
         line: dict[str, float] = {"epoch": epoch, "loss": total / steps, "seconds": time.perf_counter() - began}
         if held_out is not None and (epoch + 1) % schedule.validate_every == 0 and epoch + 1 < schedule.epochs:
             with cast:
-                score = evaluate(model, held_out, schedule.batch)
+                score = score_of(model, held_out, schedule.batch)
             line |= score
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         state.save(model, optimizer, epoch + 1)
     model.eval().requires_grad_(False)
-    return evaluate(model, held_out, schedule.batch) if held_out is not None else {}
+    return score_of(model, held_out, schedule.batch) if held_out is not None else {}
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """The epochs of a training so far: `epoch`, `loss`, `seconds`, and `miou` and `accuracy` where they were taken."""
+    """The epochs of a training so far: `epoch`, `loss`, `seconds`, and the score where it was taken."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -160,7 +168,7 @@ def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, fl
     rows = []
     for start in range(0, len(samples.ids), batch):
         images, labels = zip(*(samples.sample(name) for name in samples.ids[start : start + batch]), strict=True)
-        logits = model(_stack(images).to(device).contiguous(memory_format=torch.channels_last))
+        logits = model(stack(images).to(device).contiguous(memory_format=torch.channels_last))
         rows.append(confusion.count(logits.argmax(1).cpu(), torch.stack(labels), model.num_classes))
     counts = confusion.join(rows)
     return {"miou": confusion.miou(counts), "accuracy": confusion.accuracy(counts)}
@@ -200,7 +208,7 @@ class _Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def load(self, model: Segmenter, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -208,7 +216,7 @@ class _Checkpoint:
         optimizer.load_state_dict(state["optimizer"])
         return int(state["epoch"])
 
-    def save(self, model: Segmenter, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         aside = self.path.with_suffix(".part")
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, aside)
         os.replace(aside, self.path)
@@ -216,17 +224,18 @@ class _Checkpoint:
 
 def _collate(views: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Sequence[int]]:
     images, labels, rows = zip(*views, strict=True)
-    return _stack(images), torch.stack(labels), rows
+    return stack(images), torch.stack(labels), rows
 
 
-def _stack(images: Sequence[Tensor]) -> Tensor:
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images as one batch. Raises UserError where they differ in size."""
     sizes = sorted({" x ".join(str(side) for side in image.shape[1:]) for image in images})
     if len(sizes) > 1:
         raise UserError(f"training: the images differ in size ({sizes[0]} and {sizes[1]}): give data a `size: [H, W]`")
     return torch.stack(list(images))
 
 
-def _groups(model: Segmenter, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights decay; biases and norms do not."""
     parameters = list(model.parameters())
     return [
