@@ -24,11 +24,13 @@ bench: .venv/ready .venv/peers
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/peers.py pgd segpgd cospgd
 	$(BIN)/python benchmarks/crf.py
+	$(BIN)/python benchmarks/defended.py
 
 # The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
 RESULTS := experiments/results
+DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf
 experiments: .venv/ready
-	for s in camvid-arnab camvid-sea camvid-asma camvid-scaling; do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
+	for s in camvid-arnab camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \
 	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > $(RESULTS)/camvid-arnab-$$q.md || exit 1; done
 	for f in transfer classes; do \
@@ -43,6 +45,7 @@ experiments: .venv/ready
 	$(BIN)/segaudit table runs/camvid-scaling --form scaling_detectors > $(RESULTS)/camvid-scaling-detectors.md
 	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
+	$(BIN)/python experiments/defenses.py $(DEFENSES)
 
 docs: .venv/ready
 	$(BIN)/python docs/build.py
