@@ -125,6 +125,46 @@ def test_what_is_no_denoiser_is_said_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("x", "has no card that says what network it is of; give weights"),
+        ([], "has no card that says what network it is of; give weights"),
+        ({"name": "residual"}, "holds model 'residual'; give weights"),
+        ({"source": "denoiser"}, "holds denoiser None, which is none of residual, bottleneck; give weights"),
+        ({"source": "denoiser", "name": []}, "holds denoiser [], which is none of residual, bottleneck; give"),
+        ({"source": "denoiser", "name": "residul"}, "holds denoiser 'residul', which is none of residual, bottleneck"),
+        ({"source": "denoiser", "name": "residual"}, "args must be channels, width and depth, not None; give weights"),
+        ({"source": "denoiser", "name": "residual", "args": [1]}, "must be channels, width and depth, not [1]; give"),
+        ({"source": "denoiser", "name": "residual", "args": {"foo": 1}}, "and depth, not {'foo': 1}; give weights"),
+        (
+            {"source": "denoiser", "name": "residual", "args": {"channels": 3, "width": "x", "depth": 1}},
+            "has a card that no network fits (denoiser: width must be a whole number of at least 1, not 'x'); give",
+        ),
+    ],
+)
+def test_a_card_that_is_none_is_one_line(model: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.write(lively().float(), path, {"model": model})
+    with pytest.raises(UserError) as error:
+        load_denoiser(path)
+    assert str(error.value).startswith(f"denoiser: {path} ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("form", "other"), [("residual", "bottleneck"), ("bottleneck", "residual")])
+def test_weights_of_the_other_form_are_refused_where_their_card_tells(form: str, other: str, tmp_path: Path) -> None:
+    path, net = tmp_path / "net.safetensors", lively(bottleneck=FORMS[other]).float()
+    save_denoiser(net, path)
+    with pytest.raises(UserError) as error:
+        build(form, 3, {"width": 4}, str(path))
+    assert str(error.value) == f"denoiser {form!r}: {path} holds a {other!r}; give `name: {other}`, or other weights"
+    assert equal(kept(build(other, 3, {"width": 4}, str(path))), kept(net))
+    weights.write(net, path, {})  # which may be of either
+    assert equal(kept(build(form, 3, {"width": 4}, str(path))), kept(net))
+
+
 class Seen(nn.Module):
     """Shows what it was given, and gives a share of it back."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from segaudit.attacks.pgd import pgd
 from segaudit.audit import build
 from segaudit.audit.keys import Contents
 from segaudit.audit.plan import plan
+from segaudit.audit.recipe import Recipe
 from segaudit.audit.resizing import Scaling
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
@@ -40,9 +42,10 @@ from segaudit.defenses.detectors.spatial_consistency import spatial_consistency
 from segaudit.defenses.detectors.squeezing import squeezing
 from segaudit.defenses.scaling_detectors import down_up_mse, spectrum_energy
 from segaudit.metrics import confusion
-from segaudit.metrics.roc import auc
+from segaudit.metrics.roc import auc, tpr_at
+from segaudit.metrics.scaling import scaled
 from segaudit.models.denoiser import Denoiser, save_denoiser
-from segaudit.report import detection
+from segaudit.report import detection, scaling
 from segaudit.report.page import page
 from segaudit.report.tables import table
 from segaudit.rng import ImageStreams, drawing
@@ -199,10 +202,13 @@ def test_a_model_that_sees_pixels_alone_is_consistent_and_a_classifier_is_refuse
     images = noise(3, 3, 12, 16)
     assert spatial_consistency(Fixed(), images).abs().max() < 1e-12
     p = problem("classifier")
-    with pytest.raises(UserError, match="it compares maps, and of a patch of 8 x 12 the model gives 1 x 1"):
+    with pytest.raises(
+        UserError,
+        match=r"^detector 'spatial_consistency': it compares maps, and of a patch of 8 x 12 the model gives 1 x 1",
+    ):
         spatial_consistency(p.model, p.images)
     for own in ({"pairs": 0}, {"size": 0}, {"size": 1.5}):
-        with pytest.raises(UserError, match=f"{next(iter(own))} must be"):
+        with pytest.raises(UserError, match=f"^detector 'spatial_consistency': {next(iter(own))} must be"):
             spatial_consistency(Fixed(), images, **own)
 
 
@@ -228,7 +234,12 @@ def test_reconstruction_and_divergence_by_hand() -> None:
         assert float(score) == pytest.approx(each.mean(), abs=1e-12)
     with pytest.raises(UserError, match="detector 'divergence': denoiser must be the path"):
         divergence(Fixed(), images, denoiser=None)
-    with pytest.raises(UserError, match="norm must be l1 or l2, not 'l3'"):
+    with pytest.raises(UserError, match=r"^detector 'divergence': temperature must be a number above 0"):
+        divergence(Fixed(), images, denoiser=Halves(), temperature=0)
+    for own, said in (({"bits": 0}, "bits must be a whole number from 1 to 16"), ({"size": 2}, "size must be an odd")):
+        with pytest.raises(UserError, match=f"^detector 'squeezing': {said}"):
+            squeezing(Fixed(), images, **own)
+    with pytest.raises(UserError, match=r"^detector 'reconstruction': norm must be l1 or l2, not 'l3'"):
         reconstruction(Fixed(), images, denoiser=Halves(), norm="l3")
 
 
@@ -274,6 +285,30 @@ def test_every_detector_scores_each_image_by_itself_with_a_gradient(name: str, k
     assert slope.isfinite().all()
     with drawing(ImageStreams(0, p.ids[1:2], "test")):
         torch.testing.assert_close(score(p.model, p.images[1:2]), made[1:2].detach())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_small_step_against_the_gradient_lowers_the_score_and_one_along_it_raises_it(name: str) -> None:
+    """A score of whole classes moves in jumps, so that its step is larger."""
+    p = problem("segmentation", count=8)
+    smooth = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    known = reference.learnt(entropy_map(p.model, problem("segmentation", count=28).images[8:]))
+    score = DETECTORS[name]
+    if name == "entropy_map":
+        score = lambda model, images: reference.distance(entropy_map(model, images), known)
+    if name == "reconstruction":
+        score = lambda model, images: reconstruction(model, images, denoiser=smooth)
+
+    def at(images: Tensor) -> Tensor:
+        with drawing(p.streams()):
+            return score(p.model, images)
+
+    images = p.images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(at(images).sum(), images)
+    step = (2 / 255 if name == "spatial_consistency" else 1e-4) * slope.sign()
+    low, middle, high = (at(p.images + way * step).detach() for way in (-1, 0, 1))
+    assert ((low < middle).sum(), (high > middle).sum()) >= (6, 6)
+    assert low.mean() < middle.mean() < high.mean()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -425,7 +460,7 @@ def test_a_run_scores_its_cells_and_those_that_evade(tmp_path: Path) -> None:
     rows, found_clean = detection.noticed(found), confusion.miou(found.cells[0][1].counts)
     for name in ("entropy_map", "squeezing"):
         evaded = [own for own in rows if (own.detector, own.cell.threat) == (name, EVADING)]
-        assert all(own.auc <= 0.5 for own in evaded)
+        assert all(own.tpr == 0 for own in evaded)
         assert evaded[-1].miou < found_clean - 0.03
     assert max(own.auc for own in rows if own.cell.threat == "white-box") > 0.7
     assert not found.lacking
@@ -506,7 +541,8 @@ def test_table_and_page_show_what_is_worth_what(tmp_path: Path) -> None:
     assert "| evading(steps=8) squeezing " in table(found, form="detection")
     made = Reader(page(found))
     assert "Detection" in made.text
-    assert "does not know of the detector; of 0." in " ".join(made.text.split())
+    assert "does not know of the detector (AUC " in " ".join(made.text.split())
+    assert "); 0.0 % of those of the attack that does, at a mIoU of " in " ".join(made.text.split())
     assert sum(tag == "polyline" for tag, _ in made.tags) == 4
 
 
@@ -532,7 +568,11 @@ def test_areas_and_hits_by_hand() -> None:
     assert knowing.auc == pytest.approx((1 + 2) / 80)
     assert knowing.tpr == 0
     (told,) = detection.lines([blind, knowing])
-    assert told.startswith("net, squeezing, Linf 8/255: an AUC of 0.73 against pgd, which leaves a mIoU of 30.0")
+    assert told == (
+        "net, squeezing, Linf 8/255: at 5 % false positives 75.0 % are found of the images of pgd, which leaves a mIoU "
+        "of 30.0 and does not know of the detector (AUC 0.73); 0.0 % of those of the attack that does, at a mIoU of "
+        "30.0 (AUC 0.04)."
+    )
     (figure,) = detection.figures([blind, knowing])
     assert [line["dash"] for line in figure["lines"]] == ["", "5 4"]
     rows = table(found, "csv", form="detection").splitlines()
@@ -555,9 +595,17 @@ def test_a_run_without_detectors_says_how_to_ask_for_them() -> None:
         ({"detectors": ["squeezing"]}, {}, "fit: none of squeezing is fitted on clean images; leave it out"),
         ({"evading": {"stepz": 3}}, {}, r"has no argument 'stepz' \(did you mean 'steps'\?\)"),
         ({"evading": {"detector": "squeezing"}}, {}, "has no argument 'detector'"),
+        ({"evading": {"steps": 0}}, {}, "evading: steps must be a whole number of at least 1, not 0"),
+        ({"evading": {"steps": 2.5}}, {}, "evading: steps must be a whole number of at least 1, not 2.5"),
+        ({"evading": {"norm": "l3"}}, {}, "evading: norm must be linf or l2, not 'l3'"),
+        ({"evading": {"step_size": 5}}, {}, "step_size 5 of evading must be above 0 and within"),
+        ({"evading": {"step_size": -1, "norm": "l2"}}, {}, "step_size -1 of evading must be above 0"),
+        ({"evading": {"threshold": "high"}}, {}, "evading: threshold must be a number, not 'high'"),
+        ({"evading": {"weight": True}}, {}, "evading: weight must be a number of at least 0, not True"),
         ({"attacks": ["pgd"]}, {}, r"the run has no attack 'pgd'.*; it has: fgsm, pgd\(steps=3\)"),
         ({}, {"eps": [2]}, "eps 2 is larger than the image range"),
         ({}, {"defenses": ["jpeg"]}, "put none among the defenses"),
+        ({}, {"attacks": ["segaudit.attacks.evading:evading"]}, "is run by the block `detection`; leave it out"),
         ({}, {"attacks": ["evading"]}, "attack 'evading' is run by the block `detection`; leave it out"),
     ],
 )
@@ -566,6 +614,98 @@ def test_what_a_block_cannot_ask_for_is_one_line(
 ) -> None:
     with pytest.raises((ValueError, UserError), match=said):
         watching(tmp_path, block=block, **over)
+
+
+def test_an_attack_of_a_users_own_may_have_an_argument_of_that_name_and_no_training_evades(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def still(model, images, labels, *, rng, eps, detector=0):\n    return images\n")
+    (own,) = watching(tmp_path, attacks=[{"name": f"{mine}:still", "detector": 1}]).attacks
+    assert own.args == {"detector": 1}
+    with pytest.raises(UserError, match="recipe: attack 'evading' evades a detector, and there is none"):
+        Recipe.model_validate({"name": "adversarial", "attack": {"name": "evading", "eps": 0.1}}).check()
+
+
+@pytest.mark.parametrize("how", ["images.detach().mean((1, 2, 3))", "torch.tensor(images.numpy().mean((1, 2, 3)))"])
+def test_a_detector_without_a_gradient_is_met_by_the_oblivious_attacks_alone(tmp_path: Path, how: str) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"import torch\n\n\ndef dull(model, images):\n    return {how}\n")
+    block = {"detectors": [f"{mine}:dull", "squeezing"], "fit": None, "evading": {"steps": 2}}
+    found = audit(watching(tmp_path, block=block, eps=["16/255"], attacks=["fgsm"]), tmp_path / "run")
+    assert not found.lacking
+    threats = [(own.detector.rpartition(":")[2], own.cell.threat) for own in found.detection]
+    kinds = [("dull", "none"), ("dull", "white-box"), *(("squeezing", own) for own in ("none", "white-box", EVADING))]
+    assert threats == kinds
+    rows = detection.noticed(found)
+    told = sorted(detection.lines(rows), key=lambda line: "squeezing" in line)
+    assert told[0].endswith("no attack that does was made, as it or the model has no gradient.")
+    assert "no gradient" not in told[1]
+    assert sum(tag == "polyline" for tag, _ in Reader(page(found)).tags) == 3
+
+
+def test_what_evades_is_handed_the_threshold_at_few_false_positives(tmp_path: Path) -> None:
+    block = {"detectors": ["squeezing"], "fit": None}
+    out, spec = tmp_path / "run", watching(tmp_path, block=block, attacks=["fgsm"], eps=["16/255"])
+    found = audit(spec, out)
+    clean, _, made = found.detection
+    (kept,) = (out / "fits").iterdir()
+    allowed = float(Store(str(out)).read_fit(kept.stem)[0])
+    assert allowed == clean.scores.max()  # of four images none may be a false positive
+    assert (made.scores > clean.scores + 1e-3).any()
+    assert (made.scores <= allowed + 1e-3).all()
+    told = block | {"evading": {"steps": 8, "threshold": 0.0}}
+    strict = audit(watching(tmp_path, block=told, attacks=["fgsm"], eps=["16/255"]), out).detection[-1]
+    assert (strict.scores <= clean.scores + 1e-3).all()
+    kept.unlink()
+    again = audit(spec, out)
+    np.testing.assert_array_equal(again.detection[-1].scores, made.scores)
+    assert not kept.exists()  # nothing needs it again
+
+
+@pytest.mark.parametrize("count", [1, 4, 19, 20, 21, 40, 100])
+def test_no_threshold_at_few_false_positives_notices_what_is_allowed(count: int) -> None:
+    scores = noise(count, seed=count)
+    allowed = float(reference.allowed(scores))
+    clean = scores.numpy()
+    assert tpr_at(clean, [allowed], reference.FPR) == 0
+    assert tpr_at(clean, [np.nextafter(allowed, 2)], reference.FPR) == 1
+
+
+RANDOM = """
+import torch
+from segaudit.rng import streams_of
+from torch import nn
+
+
+class Net(nn.Module):
+    random = True
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(9.0))
+
+    def forward(self, x):
+        return self.gain * (x + 0.2 * streams_of(x).normal(x))
+
+
+def build():
+    return Net()
+"""
+
+
+def test_what_a_detector_says_of_a_random_model_knows_nothing_of_the_batch(tmp_path: Path) -> None:
+    (tmp_path / "random_net.py").write_text(RANDOM)
+    model = {"source": "python", "name": f"{tmp_path}/random_net.py:build", "label": "net"}
+    block = {"detectors": ["entropy_map", "spatial_consistency", "squeezing"], "evading": {"steps": 1}}
+    one, other = (
+        audit(
+            watching(tmp_path, block=dict(block), models=[model], attacks=["fgsm"], eps=["16/255"], batch=batch),
+            tmp_path / f"run{batch}",
+        ).detection
+        for batch in (1, 4)
+    )
+    assert len(one) == 9
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.scores, b.scores)
 
 
 def test_what_cannot_be_watched_is_said_before_any_work(tmp_path: Path) -> None:
@@ -618,6 +758,9 @@ def test_a_run_evades_the_detectors_of_scaling_attacks(tmp_path: Path) -> None:
     assert np.abs(knowing.target.intersection - plain.target.intersection).max() <= 2  # it is as well hidden
     assert "evading down\\_up\\_mse" in table(found, "latex", form="scaling_detectors")
     assert table(found, "csv", form="scaling").splitlines()[2].startswith("net,torch,nearest,none,evading down_up_mse,")
+    first, later = (scaled(own) for own in (knowing, plain))  # what it costs is told in the change without a guard
+    grid = scaling.attacks([first, later, replace(later, guard="median", threat="adaptive")], True)
+    assert [row[-1] for row in grid.rows] == [repr(first.change / later.change), "1.0", "1.0"]
     with pytest.raises(ValueError, match="there is nothing to evade"):
         Scaling.model_validate({"evading": True})
 

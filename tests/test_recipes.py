@@ -260,6 +260,14 @@ def test_bad_arguments_are_one_line(recipe: Callable[..., Tensor], fault: str) -
     assert all(m.training for m in model.modules())
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.1, "much", True, float("nan")])
+def test_a_label_smoothing_is_from_0_to_1(value: Any) -> None:
+    batch = batch_of("segmentation")
+    with pytest.raises(UserError) as error:
+        standard(net().train(), batch, rng=streams(batch), label_smoothing=value)
+    assert str(error.value) == f"recipe: label_smoothing must be a number from 0 to 1, not {value!r}"
+
+
 def test_balanced_weights_are_the_median_frequency_over_each_class_s_own() -> None:
     samples = Drawn("segmentation", 7, 3)
     samples.labels[samples.labels == 3] = 4  # a class without a pixel

@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from report_kit import Maps, cell, run, sample, scored
+from report_kit import Maps, cell, run, sample, scored, two_nets
+from segaudit.report import sheets
 from segaudit.report.summary import DASH, FIELDS, show_eps, summarise
 from segaudit.report.tables import table
 from segaudit.types import Results, UserError
@@ -214,6 +215,18 @@ def test_nan_is_a_dash_and_never_a_word() -> None:
     text = table(run([(cell(attack="pgd", eps=8), scored(0.2))]), quantity="iou_ratio")
     assert body(text)[2] == ["net", "pgd", DASH, DASH]
     assert math.isnan(summarise(run([(cell(attack="pgd", eps=8), scored(0.2))]))[0].iou_ratio)
+
+
+def test_dice_of_two_classes_is_that_of_the_second() -> None:
+    results = run([(cell(), scored(0.6)), (cell(attack="pgd", eps=8), scored(0.2))])
+    (line,) = body(table(results, quantity="dice"))[2:]
+    assert [float(value) for value in line[2:]] == pytest.approx([200 * m / (1 + m) for m in (0.6, 0.2)], abs=0.05)
+    sheet = sheets.glance(summarise(results))
+    assert sheet is not None
+    assert sheet.rows[0][list(sheet.head).index("clean Dice")].text == "75.0"
+    several = sheets.glance(summarise(two_nets().results()))
+    assert several is not None
+    assert "clean Dice" not in several.head
 
 
 def test_every_quantity_is_there_again_after_rounding_and_for_small_things(maps: Results) -> None:

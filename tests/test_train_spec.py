@@ -123,13 +123,127 @@ def test_other_images_or_weights_than_a_training_began_with_are_told(
     ]
 
 
-def test_a_spec_that_cannot_begin_leaves_no_note_behind(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="3 class_weights for 2 classes"):
-        train(
-            TrainSpec.model_validate(content(recipe={"name": "noise", "sigma": 0.1, "class_weights": [1, 1, 1]})),
-            tmp_path,
-        )
+def test_a_card_has_what_the_training_began_with_and_names_what_it_was_resumed_with(tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate(content(recipe="standard", epochs=1))
+    path, _ = train(spec, tmp_path)
+    kept = tmp_path / "contents.json"
+    now = json.loads(kept.read_text())
+    assert "resumed_with" not in card_of(path)
+    began = now | {"data": now["data"] | {"train": {"images": 5, "digest": "another"}}}
+    kept.write_text(json.dumps(began))
+    for _ in range(2):
+        train(spec, tmp_path)
+        card = card_of(path)
+        assert {key: card[key] for key in began} == began
+        assert card["resumed_with"] == [now]
+    assert json.loads(kept.read_text()) == began | {"resumed_with": [now]}
+
+    kept.unlink()  # nobody knows any more
+    train(spec, tmp_path)
+    assert not card_of(path).keys() & now.keys()
+    assert card_of(path)["resumed_with"] == [now]
+
+    kept.write_text(json.dumps(began))
+    (tmp_path / "checkpoint.pt").unlink()  # as after a kill in the first epoch: it begins with what is there now
+    train(spec, tmp_path)
+    assert now.items() <= card_of(path).items()
+    assert "resumed_with" not in card_of(path)
+
+
+DENOISE: dict[str, Any] = {
+    "model": {"source": "denoiser", "name": "residual", "args": {"width": 4}},
+    "recipe": {"name": "denoise", "sigma": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"recipe": {"name": "noise", "sigma": 0.1, "class_weights": [1, 1, 1]}}, "recipe: 3 class_weights for 2 "),
+        ({"recipe": {"name": "noise", "sigma": 0}}, "recipe noise: sigma must be a number above 0, not 0"),
+        (
+            {"recipe": {"name": "noise", "sigma": 0.1, "dice": -1}},
+            "recipe: dice must be a number of at least 0, not -1",
+        ),
+        ({"recipe": {"name": "standard", "dice": "x"}}, "recipe: dice must be a number of at least 0, not 'x'"),
+        (
+            {"recipe": {"name": "standard", "label_smoothing": 2}},
+            "recipe: label_smoothing must be a number from 0 to 1, not 2",
+        ),
+        ({"recipe": AT | {"share": 0}}, "recipe adversarial: share must be above 0 and at most 1, not 0"),
+        ({"recipe": AT | {"dice": -1}}, "recipe: dice must be a number of at least 0, not -1"),
+        *(
+            (DENOISE | {"recipe": DENOISE["recipe"] | own | other}, f"recipe denoise: stability must be {said}")
+            for own, said in (
+                ({"stability": -1}, "a number above 0, not -1"),
+                ({"stability": "x"}, "a number above 0, not 'x'"),
+            )
+            for other in ({}, {"segmenter": "unet"})
+        ),
+    ],
+)
+def test_a_spec_that_cannot_begin_leaves_no_note_behind(over: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train(TrainSpec.model_validate(content(**over)), tmp_path)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.json", ""),
+        ("train.json", "[]"),
+        ("contents.json", ""),
+        ("contents.json", "\udcff"),
+        ("contents.json", "[1]"),
+        ("contents.json", '{"data": []}'),
+        ("contents.json", '{"data": {"train": "x"}}'),
+        ("contents.json", '{"data": {"train": {}}}'),
+        ("contents.json", '{"files": 3}'),
+        ("contents.json", '{"files": {"net.py:net": []}}'),
+        ("contents.json", '{"start": 1}'),
+        ("contents.json", '{"resumed_with": 1}'),
+    ],
+)
+def test_a_note_that_is_none_is_one_line_that_names_it(name: str, text: str, tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate(content(recipe="standard", epochs=1))
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError) as error:
+        train(spec, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / name} is no note of a training that is whole; give another --out, or remove the folder"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_kill_while_a_note_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, write = TrainSpec.model_validate(content(recipe="standard", epochs=1)), Path.write_text
+    train(spec, tmp_path)
+    before = {name: (tmp_path / name).read_text() for name in ("train.json", "contents.json")}
+
+    def half(path: Path, text: str) -> None:
+        write(path, text[:9])
+        raise KeyboardInterrupt
+
+    for name in before:
+        stem = name.partition(".")[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", lambda p, t, s=stem: half(p, t) if p.stem == s else write(p, t))
+            with pytest.raises(KeyboardInterrupt):
+                train(spec, tmp_path)
+        assert (tmp_path / name).read_text() == before[name]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [{"data": []}, {"data": {"train": "x"}}, {"data": {"train": {}}}, {"files": 3}, {"files": {"a": 1}}, {"start": {}}],
+)
+def test_a_card_whose_digests_are_none_is_one_line(card: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the card's start, data or files are no digests; give the training's spec"):
+        train(TrainSpec.model_validate(content(recipe="standard", epochs=1)), tmp_path / "out", card=card)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_attack_reaches_a_recipe_of_one_s_own_as_a_function(tmp_path: Path) -> None:
@@ -197,6 +311,9 @@ def test_weights_without_a_card_are_no_spec(tmp_path: Path) -> None:
         read(path)
     weights.write(nn.Conv2d(3, 2, 1), path, {"training": {"name": "x"}})
     with pytest.raises(UserError, match=r"its card holds a spec that is none: model: Field required; data: "):
+        read(path)
+    weights.write(nn.Conv2d(3, 2, 1), path, {"training": content(recipe={"name": "noise", "sigma": 0})})
+    with pytest.raises(UserError, match=r"net.safetensors: its card holds a spec that is none: recipe noise: sigma"):
         read(path)
 
 

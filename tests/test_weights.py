@@ -67,8 +67,9 @@ def test_int8_weights_are_within_half_a_step_and_come_back_the_same(tmp_path: Pa
     step = first[0].weight.flatten(1).abs().amax(1) / 127
     off = (once[0].weight - first[0].weight).abs().flatten(1).amax(1)
     assert (off <= 0.51 * step + 127 * step / 2**9).all()  # the scale is rounded too
-    assert torch.equal(once[0].bias, first[0].bias.half().float())
+    assert torch.equal(once[0].bias, first[0].bias)
     stored = load_file(path)
+    assert (stored["0.weight"].dtype, stored["0.weight@scale"].shape) == (torch.int8, (4,))
     weights.write(once, path, {}, torch.int8)
     again = load_file(path)
     assert all(torch.equal(value, again[key]) for key, value in stored.items())
@@ -88,10 +89,33 @@ def test_int8_keeps_what_is_zero_or_broken(tmp_path: Path) -> None:
         loaded(tmp_path / "net.safetensors", nn.Linear(3, 2))
 
 
-def test_scales_of_nothing_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"0.weight": torch.zeros(2, 3, dtype=torch.int8), "0.weight@scale": torch.ones(3)},
+        {"0.weight": torch.zeros(2, 3), "0.weight@scale": torch.ones(2)},
+        {"0.weight@scale": torch.ones(2)},
+    ],
+)
+def test_scales_of_nothing_are_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    save_file({"0.weight": torch.zeros(2, 3, dtype=torch.int8), "0.weight@scale": torch.ones(3)}, path)
+    save_file(tensors, path)
     with pytest.raises(UserError, match=r"not a whole safetensors file \(the scales of 0\.weight fit nothing"):
+        weights.read(path)
+
+
+def test_integers_without_scales_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="weight holds whole numbers without their scales"):
+        loaded(path, nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("card", ["[]", "null", "3", '"a"'])
+def test_a_card_that_is_no_mapping_is_refused(card: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"weight": torch.ones(2, 3)}, path, metadata={"segaudit": card})
+    with pytest.raises(UserError, match="its model card is not a mapping"):
         weights.read(path)
 
 

@@ -84,7 +84,9 @@ def table(
             "masking [csv: long]."
         ),
     ] = "",
-    quantity: Annotated[str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), success.")] = "",
+    quantity: Annotated[
+        str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), dice, success.")
+    ] = "",
     format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
 ) -> None:
     """Print a run's tables."""

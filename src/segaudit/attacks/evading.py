@@ -31,15 +31,18 @@ def evading(
     threshold: float | None = None,
     weight: float | None = None,
 ) -> Tensor:
-    """Evading: PGD that keeps a detector's score of each image at what it is of the clean one, or below.
+    """Evading: PGD that keeps a detector's score of each image at a threshold, or at what it is of the clean one.
 
     detector: `(model, images) -> N` scores, higher = more suspicious; `segaudit run` hands it in, under `detection`.
-    threshold: a score that is not noticed either. A step climbs the cross-entropy where the image is not noticed, and
-    lowers the score where it is; of all steps that do not undo the other, to first order, the one that gains most. Of
-    the iterates that are not noticed, the clean image among them, the one with the fewest pixels right is returned
-    (targeted: the most on target), of several the one of the largest loss. It starts at the image, as a random start
-    would be noticed. step_size: 2.5 eps / steps unless given. weight: climb the mean cross-entropy less `weight` times
-    the score instead, and return the last iterate. Raises UserError for no detector, and for one without a gradient.
+    threshold: a score that is not noticed either; `segaudit run` hands in that at 5 % false positives. Without one each
+    image must look as clean as it was, which no defender asks: what is left of the mIoU is then an upper bound on what
+    the detector is worth. Of one that draws anew in every pass the clean score is a single draw. A step climbs the
+    cross-entropy where the image is not noticed, and lowers the score where it is; of all steps that do not undo the
+    other, to first order, the one that gains most. Of the iterates that are not noticed, the clean image among them,
+    the one with the fewest pixels right is returned (targeted: the most on target), of several the one of the largest
+    loss. It starts at the image, as a random start would be noticed. step_size: 2.5 eps / steps unless given. weight:
+    climb the mean cross-entropy less `weight` times the score instead, and return the last iterate. Raises UserError
+    for no detector, and for one without a gradient.
     Source: Bryniarski et al. 2022 (orthogonal and selective PGD); with a weight Carlini and Wagner 2017.
     """
     whole(steps=steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,10 @@ class Detection(Strict):
     """Detectors, each scored on the clean images and on every attacked cell of the run without a defense.
 
     attacks: on the cells of these alone, as the tables name them. evading: arguments of the attack that knows of a
-    detector (`{steps: 100}`); each detector is met by it at every eps, on every model with a gradient. fit: for those
-    that are fitted on clean images, what is different about these: arguments of the run's data set, `{split: train,
-    limit: 32}` unless `only` is among them.
+    detector (`{steps: 100}`); each detector with a gradient is met by it at every eps, on every model with one. Its
+    `threshold` is that of 5 % false positives, unless it or a `weight` is told. fit: for those that are fitted on clean
+    images, what is different about these: arguments of the run's data set, `{split: train, limit: 32}` unless `only` is
+    among them.
     """
 
     detectors: list[Tuned] = Field(min_length=1)
@@ -41,6 +43,16 @@ class Detection(Strict):
         for detector in self.detectors:
             registry.check_arguments("detector", detector.name, detector.args, ("model", "images"))
         registry.check_arguments("attack", ATTACK, self.evading, HANDED)
+        steps, norm = self.evading.get("steps", 1), self.norm()
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"evading: steps must be a whole number of at least 1, not {steps!r}")
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"evading: norm must be linf or l2, not {norm!r}{registry.suggest(norm, ('linf', 'l2'))}")
+        for key, least in (("threshold", -math.inf), ("weight", 0.0)):
+            value = self.evading.get(key, 0.0)
+            if type(value) not in (int, float) or not least <= value < math.inf:
+                wanted = " of at least 0" if least == 0 else ""
+                raise ValueError(f"evading: {key} must be a number{wanted}, not {value!r}")
         labels = [detector.label() for detector in self.detectors]
         twice = [label for label in labels if labels.count(label) > 1]
         if twice:
@@ -79,13 +91,20 @@ class Watch:
     """What a job of a plan has to do with a detector: its attack evades it, or it scores the images of a cell.
 
     fit, reference: the clean images that the detector is fitted on, and the key of that; None and "" where it is not.
-    of: the key of the cell whose images are scored; "" for one that evades.
+    allowed: the key of the score that it must allow; "" where the attack does not ask for it. of: the key of the cell
+    whose images are scored; "" for one that evades.
     """
 
     detector: Tuned
     fit: Part | None = None
     reference: str = ""
+    allowed: str = ""
     of: str = ""
+
+    @property
+    def learnt(self) -> str:
+        """The key of the last thing that is learnt of the detector before it is met."""
+        return self.allowed or self.reference
 
 
 def fitted(detector: Part) -> bool:

@@ -28,10 +28,16 @@ class Recipe(Tuned):
         return {key: _part(key, inner) if key in PARTS else inner for key, inner in value.items()}
 
     def check(self) -> None:
-        """Refuse arguments that the recipe, or one of its parts, does not have. Raises UserError."""
+        """Refuse arguments that the recipe, or one of its parts, does not have, and numbers that it cannot use.
+
+        A recipe's function that carries a `check` is asked with the arguments as a spec has them. Raises UserError.
+        """
         registry.check_arguments("recipe", self.name, self.args, handed=("model", "batch", "rng"))
         if isinstance(self.args.get("attack"), Tuned):
             _check_attack(self.args["attack"])
+        own: Any = registry.load("recipe", self.name)
+        if hasattr(own, "check"):
+            own.check(**self.args)
 
     @property
     def denoises(self) -> bool:
@@ -71,6 +77,8 @@ def _made(kind: str, value: Any, class_names: tuple[str, ...]) -> Any:
 def _check_attack(attack: Tuned) -> None:
     handed = [key for key in HANDED if key != "eps"]  # no run that would hand it one
     registry.check_arguments("attack", attack.name, attack.args, handed)
+    if registry.load("attack", attack.name) is registry.load("attack", "evading"):
+        raise UserError(f"recipe: attack {attack.name!r} evades a detector, and there is none; train with another")
     if hasattr(registry.load("attack", attack.name), "fit"):
         raise UserError(f"recipe: attack {attack.name!r} is fitted on a set of images; train with one that is not")
     norm = attack.args.get("norm") or registry.default("attack", attack.name, "norm") or "linf"

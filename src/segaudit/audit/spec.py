@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segaudit import registry
 from segaudit.audit.certification import Certification
-from segaudit.audit.detection import Detection
+from segaudit.audit.detection import ATTACK, Detection
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, held_out, number, real
 from segaudit.audit.resizing import Scaling
 
@@ -179,17 +179,13 @@ class RunSpec(Strict):
     @model_validator(mode="after")
     def _parts(self) -> RunSpec:
         for attack in self.attacks:
-            if registry.accepts("attack", attack.name, "detector"):
+            if registry.load("attack", attack.name) is registry.load("attack", ATTACK):
                 raise ValueError(f"attack {attack.name!r} is run by the block `detection`; leave it out")
             registry.check_arguments("attack", attack.name, attack.args, HANDED)
             attack.fit_data(self.data)
             if attack.norm() == "linf" and max(self.eps) > 1 and registry.accepts("attack", attack.name, "eps"):
                 raise ValueError(f"eps {max(self.eps):g} is larger than the image range; did you mean unit: 1/255?")
-            step = attack.args.get("step_size", 1)
-            if not isinstance(step, (int, float)) or step <= 0 or (attack.norm() == "linf" and step > 1):
-                raise ValueError(
-                    f"step_size {step!r} of {attack.name} must be above 0 and within the images' 0 to 1: 2/255"
-                )
+            _check_step(attack)
             if attack.target is not None:
                 handed = ("model", "images", "labels", "ids", "look_up")
                 registry.check_arguments("target", attack.target.name, attack.target.args, handed)
@@ -207,6 +203,7 @@ class RunSpec(Strict):
             raise ValueError("transfer is between bare models: put none among the defenses, or leave transfer out")
         if self.detection is not None:
             self.detection.check(self.data, self.eps, [attack.label() for attack in self.attacks])
+            _check_step(AttackSpec(name=ATTACK, args=self.detection.evading))
             if Tuned(name="none") not in self.defenses:
                 raise ValueError("detection is of attacks on bare models: put none among the defenses, or leave it out")
         for what, labels, mend in (
@@ -229,6 +226,12 @@ class RunSpec(Strict):
         wanted = self.pictures.eps
         middle = self.eps[len(self.eps) // 2]
         return middle if wanted is None else min(self.eps, key=lambda eps: abs(eps - wanted))
+
+
+def _check_step(attack: AttackSpec) -> None:
+    step = attack.args.get("step_size", 1)
+    if type(step) not in (int, float) or not step > 0 or (attack.norm() == "linf" and step > 1):
+        raise ValueError(f"step_size {step!r} of {attack.name} must be above 0 and within the images' 0 to 1: 2/255")
 
 
 def _in_units(attack: Any, unit: float) -> Any:

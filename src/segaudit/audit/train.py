@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,9 @@ from segaudit.training import loop
 from segaudit.types import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
+RESUMED = "resumed_with"
+"""What a card, and a training's note, calls what it was resumed with besides what it began with."""
+UNREADABLE = "the card's start, data or files are no digests; give the training's spec (YAML) in place of the weights"
 
 
 class Sets(Strict):
@@ -79,6 +83,8 @@ def read(path: Path) -> TrainSpec:
         return TrainSpec.model_validate(card["training"])
     except ValidationError as error:
         raise UserError(f"{path}: its card holds a spec that is none: {parts.faults(error)}") from error
+    except UserError as error:
+        raise UserError(f"{path}: its card holds a spec that is none: {error}") from error
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -96,10 +102,13 @@ def train(
 
     The score is that of the weights as they were saved and read again. The same call resumes from the last epoch;
     a folder that holds another spec's training is refused. card: of weights that are to be made again. One line is
-    logged where images, code or weights at the start are not those of the card, or of the training that is resumed.
+    logged where images, code or weights at the start are not those of the card, or of the training that is resumed: the
+    card that is written has the digests of what the training began with, and under `resumed_with` those of the others.
     """
-    asked, note = spec.model_dump(mode="json"), folder / "train.json"
-    if note.exists() and not _same(note, asked):
+    asked, note, kept = spec.model_dump(mode="json"), folder / "train.json", folder / "contents.json"
+    before, noted = _noted(note), _noted(kept)
+    old, of_card = _digests(noted or {}, _spoilt(kept)), _digests(card or {}, UNREADABLE)
+    if before is not None and not _same(before, asked):
         raise UserError(f"{folder} holds the training of another spec; give another --out, or remove it")
     samples = build.dataset(spec.data.train)
     held_out = build.dataset(spec.data.val) if spec.data.val else None
@@ -108,19 +117,20 @@ def train(
     judge, recipe = spec.recipe.judge(), spec.recipe.make(samples, samples.class_names)
     fields = loop.Schedule.__dataclass_fields__
     schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
-    folder.mkdir(parents=True, exist_ok=True)
-    contents, kept = _contents(spec, start, samples, held_out), folder / "contents.json"
-    noted = json.loads(kept.read_text()) if kept.exists() else None
-    if others := _others(noted or card or {}, contents):
-        began = "that this training began with" if noted else "of the card"
+    contents = _contents(spec, start, samples, held_out)
+    resumed = (folder / "checkpoint.pt").exists()  # without one the network has seen nothing of what is noted
+    first, which = (old, "that this training began with") if resumed and noted else (of_card, "of the card")
+    if others := _others(first, contents):
         logging.getLogger(__name__).warning(
-            f"segaudit: {folder}: {', '.join(others)}: not those {began}, so the network or its score will be another"
+            f"segaudit: {folder}: {', '.join(others)}: not those {which}, so the network or its score will be another"
         )
-    note.write_text(json.dumps(asked, indent=1))
-    kept.write_text(json.dumps(noted or contents, indent=1))
+    began = _resumed(noted or {}, contents) if resumed else contents
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(note, asked)
+    _keep(kept, began)
     loop.fit(model, samples, held_out, recipe, schedule, folder, tell, judge)
-    made = _card(spec, model) | contents
-    made |= {"seconds": round(sum(line["seconds"] for line in loop.history(folder)))}
+    seconds = round(sum(line["seconds"] for line in loop.history(folder)))
+    made = began | _card(spec, model) | {"seconds": seconds}
     path = folder / "model.safetensors"
     weights.write(net, path, made, DTYPES[spec.save_as])
     score: dict[str, float] = {}
@@ -171,16 +181,31 @@ def _contents(spec: TrainSpec, start: str, samples: Dataset, held_out: Dataset |
     return {"start": start, "data": data, "files": _files(spec)}
 
 
-def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _resumed(noted: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
+    """What is noted of a training, and what else than it began with it is resumed with, once each."""
+    began = {key: value for key, value in noted.items() if key != RESUMED}
+    others = noted.get(RESUMED, [])
+    if contents not in (began, *others):
+        others = [*others, contents]
+    return began | ({RESUMED: others} if others else {})
+
+
+def _digests(contents: Mapping[str, Any], fault: str) -> dict[str, str]:
+    """The digest of each thing in `_contents`, by what it is called. Raises UserError(fault) for another shape."""
+    start, data, files = contents.get("start"), contents.get("data", {}), contents.get("files", {})
+    whole = isinstance(data, Mapping) and isinstance(files, Mapping) and isinstance(contents.get(RESUMED, []), list)
+    if not whole or not all(isinstance(one, Mapping) for one in data.values()):
+        raise UserError(fault)
+    made = {} if start is None else {"weights at the start": start}
+    made |= {f"images of data.{key}": one.get("digest") for key, one in data.items()} | dict(files)
+    if not all(isinstance(digest, str) for digest in made.values()):
+        raise UserError(fault)
+    return made
+
+
+def _others(before: Mapping[str, str], contents: Mapping[str, Any]) -> list[str]:
     """What has another digest now than before, of what has one in both."""
-
-    def told(contents: Mapping[str, Any]) -> dict[str, str | None]:
-        made: dict[str, str | None] = {"weights at the start": contents.get("start")}
-        made |= {f"images of data.{key}": one["digest"] for key, one in contents.get("data", {}).items()}
-        return {**made, **contents.get("files", {})}
-
-    old = told(before)
-    return [name for name, digest in told(now).items() if old.get(name) not in (None, digest)]
+    return [name for name, digest in _digests(contents, "").items() if before.get(name) not in (None, digest)]
 
 
 def _files(spec: TrainSpec) -> dict[str, str]:
@@ -194,9 +219,33 @@ def _files(spec: TrainSpec) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None}
 
 
-def _same(note: Path, asked: dict[str, Any]) -> bool:
+def _noted(path: Path) -> dict[str, Any] | None:
+    """A note in the folder of a training, None without it. Raises UserError for one that is no mapping."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(_spoilt(path)) from error
+    if not isinstance(content, dict):
+        raise UserError(_spoilt(path))
+    return content
+
+
+def _spoilt(path: Path) -> str:
+    return f"{path} is no note of a training that is whole; give another --out, or remove the folder"
+
+
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a note, which a kill leaves as it was."""
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(content, indent=1))
+    os.replace(aside, path)
+
+
+def _same(note: Mapping[str, Any], asked: dict[str, Any]) -> bool:
     """Whether a folder's note asks for the same; a key that the note is too old for has its default."""
     try:
-        return TrainSpec.model_validate_json(note.read_text()).model_dump(mode="json") == asked
+        return TrainSpec.model_validate(note).model_dump(mode="json") == asked
     except (ValidationError, UserError):
         return False

@@ -79,7 +79,7 @@ def work(task: Task) -> None:
         store.write_votes(job.key, task.part, votes.draw(job.smoothed, model, shards, task.batch, task.seed))
         return
     if job.watch is not None and task.fitting:
-        detect.learn(job.watch, model, store, task.batch, task.seed)
+        detect.learn(job.watch, model, data, store, task.batch, task.seed)
         return
     if job.watch is not None and job.attack is None:
         deltas = {p.id: p.delta for p in store.read_pictures(job.source, task.part)} if job.source else {}
@@ -170,7 +170,7 @@ def _arguments(task: Task, targeted: bool) -> dict[str, Any]:
     if attack and registry.accepts("attack", attack.name, "class_pixels"):
         own["class_pixels"] = _class_pixels(task.data.model_dump_json())
     if task.job.watch is not None:
-        own["detector"] = detect.scorer(task.job.watch, Store(task.store))
+        own |= detect.handed(task.job.watch, Store(task.store))
     return own
 
 

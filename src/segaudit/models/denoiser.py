@@ -77,7 +77,7 @@ def build(name: str, channels: int, args: Mapping[str, Any], path: str | None = 
     """The denoiser that a training spec asks for: `residual` or `bottleneck`; args: width, depth.
 
     path: the weights that it starts from. seed: of those that are not loaded. Raises UserError for another name or
-    argument, and for weights that do not fit.
+    argument, for weights that do not fit, and for those whose card says that they are of the other form.
     """
     if name not in NAMES:
         raise UserError(f"denoiser has no network {name!r}{suggest(name, NAMES)}; it has: {', '.join(NAMES)}")
@@ -89,7 +89,10 @@ def build(name: str, channels: int, args: Mapping[str, Any], path: str | None = 
         torch.manual_seed(seed)
         net = Denoiser(channels, bottleneck=name == "bottleneck", **args)
     if path is not None:
-        weights.fill(net, weights.read(path)[0], path)
+        tensors, card = weights.read(path)
+        if "model" in card and (own := _described(card, path)["name"]) != name:  # both forms have the same shapes
+            raise UserError(f"denoiser {name!r}: {path} holds a {own!r}; give `name: {own}`, or other weights")
+        weights.fill(net, tensors, path)
     return net
 
 
@@ -109,16 +112,35 @@ def save_denoiser(
 def load_denoiser(path: str | Path) -> Denoiser:
     """The denoiser in a weights file (.safetensors), frozen and in eval mode.
 
-    Raises UserError for a file that is missing or damaged, and for one of another network.
+    Raises UserError for a file that is missing or damaged, for one of another network, and for one whose card is none.
     """
     tensors, card = weights.read(path)
-    model = card.get("model") or {}
-    if model.get("source") != SOURCE:
-        what = f"holds model {model['name']!r}" if "name" in model else "has no card that says what network it is of"
-        raise UserError(f"denoiser: {path} {what}; give weights that `segaudit train` made with recipe denoise")
-    net = Denoiser(**model["args"], bottleneck=model["name"] == "bottleneck")
+    model = _described(card, path)
+    args = model.get("args")
+    if not isinstance(args, Mapping) or set(args) != {"channels", "width", "depth"}:
+        raise _strange(path, f"has a card whose args must be channels, width and depth, not {args!r}")
+    try:
+        net = Denoiser(**args, bottleneck=model["name"] == "bottleneck")
+    except UserError as error:
+        raise _strange(path, f"has a card that no network fits ({error})") from error
     weights.fill(net, tensors, path)
     return net.eval().requires_grad_(False)
+
+
+def _described(card: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The `model` of a card, whose name is one of `NAMES`. Raises UserError for one of another network, or of none."""
+    model = card.get("model")
+    if not isinstance(model, Mapping) or not model.keys() & {"source", "name"}:
+        raise _strange(path, "has no card that says what network it is of")
+    if model.get("source") != SOURCE:
+        raise _strange(path, f"holds model {model.get('name')!r}")
+    if model.get("name") not in NAMES:
+        raise _strange(path, f"holds denoiser {model.get('name')!r}, which is none of {', '.join(NAMES)}")
+    return model
+
+
+def _strange(path: str | Path, what: str) -> UserError:
+    return UserError(f"denoiser: {path} {what}; give weights that `segaudit train` made with recipe denoise")
 
 
 def _blocks(width: int, depth: int) -> nn.Sequential:

@@ -38,6 +38,8 @@ def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 card = json.loads((file.metadata() or {}).get(CARD, "{}"))
+                if not isinstance(card, dict):
+                    raise ValueError("its model card is not a mapping")
                 return _unpacked({key: file.get_tensor(key) for key in file.keys()}), card  # noqa: SIM118
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise UserError(f"weights: {path} is not a whole safetensors file ({error})") from error
@@ -80,6 +82,8 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused
         faults = [_some("lacks", missing), _some("has besides", extra), _some("shapes:", shapes)]
         raise UserError(f"weights: {path} is of another network: {'; '.join(f for f in faults if f)}")
     for key, value in tensors.items():
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise UserError(f"weights: {path}: {key} holds whole numbers without their scales")
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"weights: {path}: {key} holds NaN or infinite values; the training diverged")
     net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=False)
@@ -88,7 +92,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused
 def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Save a network as safetensors with its model card; floating-point tensors in `dtype`.
 
-    int8: a scale for each output of a layer's weights; what has no more than one dimension, in float16.
+    int8: with a scale for each row of the first dimension; what has one dimension at most stays as it is.
     """
     tensors: dict[str, Tensor] = {}
     for key, value in net.state_dict().items():
@@ -97,8 +101,8 @@ def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtyp
             tensors[key] = value
         elif dtype != torch.int8:
             tensors[key] = value.to(dtype)
-        elif value.ndim < 2:
-            tensors[key] = value.half()
+        elif value.ndim < 2 or not value.numel():
+            tensors[key] = value
         else:
             tensors[key], tensors[key + SCALE] = _packed(value.float())
     # cloned, as safetensors refuses two keys of one storage (tied weights)
@@ -107,7 +111,7 @@ def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtyp
 
 
 def _packed(value: Tensor) -> tuple[Tensor, Tensor]:
-    """(integers, scales) of a tensor with an output a row.
+    """(integers, scales) of a tensor, a scale a row.
 
     A bfloat16 has so few bits that the products are exact in float32: what was read is packed the same again.
     """
@@ -121,7 +125,7 @@ def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     scales = {key.removesuffix(SCALE): value.float() for key, value in tensors.items() if key.endswith(SCALE)}
     found = {key: value for key, value in tensors.items() if not key.endswith(SCALE)}
     for key, scale in scales.items():
-        if key not in found or found[key].shape[:1] != scale.shape:
+        if key not in found or found[key].dtype != torch.int8 or found[key].shape[:1] != scale.shape:
             raise ValueError(f"the scales of {key} fit nothing in it")
         found[key] = found[key].float() * scale.view(-1, *[1] * (found[key].ndim - 1))
     return found

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segaudit.defenses.detectors.reference import FPR
 from segaudit.metrics import confusion, roc
 from segaudit.report.certified import COLOURS
 from segaudit.report.grid import Grid
 from segaudit.report.summary import Row, percent, show_eps, unique
 from segaudit.types import EVADING, Cell, Floats, Results, UserError
 
-FPR = 0.05
-"""The false positive rate at which detectors are compared."""
 SIDE, LEFT, TOP, BELOW = 280, 44, 10, 44
 """Of a plot of ROC curves, and the margins around it, in its own pixels."""
 
@@ -23,7 +22,8 @@ SIDE, LEFT, TOP, BELOW = 280, 44, 10, 44
 class Noticed:
     """One detector on one attacked cell, whose images are to be told from the model's clean ones.
 
-    miou: of the cell, in [0, 1]. negatives, positives: the scores of the clean and of the attacked images.
+    miou: of the cell, in [0, 1]. negatives, positives: the scores of the clean and of the attacked images. whole: the
+    run is finished, so that what is not there was not made.
     """
 
     detector: str
@@ -31,6 +31,7 @@ class Noticed:
     miou: float
     negatives: Floats
     positives: Floats
+    whole: bool = True
 
     @property
     def auc(self) -> float:
@@ -45,30 +46,43 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """A detector at one budget: blind, the oblivious attack that leaves the lowest mIoU; knowing, one that evades."""
+    """A detector at one budget: blind, the oblivious attack that leaves the lowest mIoU; knowing, one that evades.
+
+    knowing: None where nothing that evades the detector was made.
+    """
 
     blind: Noticed
-    knowing: Noticed
+    knowing: Noticed | None
 
 
 def noticed(results: Results) -> list[Noticed]:
     """One for each detector and attacked cell, in the order of the plan; none where the clean scores are lacking."""
     clean = {(own.cell.model, own.detector): own.scores for own in results.detection if own.cell.attack == "none"}
     return [
-        Noticed(own.detector, own.cell, confusion.miou(own.records.counts), negatives, own.scores)
+        Noticed(own.detector, own.cell, confusion.miou(own.records.counts), negatives, own.scores, not results.lacking)
         for own in results.detection
         if own.cell.attack != "none" and (negatives := clean.get((own.cell.model, own.detector))) is not None
     ]
 
 
 def duels(found: Sequence[Noticed]) -> list[Duel]:
-    """One for each cell that evades, beside the white-box cells of its model, detector, norm and budget."""
-    made = []
-    for knowing in (own for own in found if own.cell.threat == EVADING):
-        words = (knowing.detector, knowing.cell.model, knowing.cell.norm, knowing.cell.eps)
-        same = [n for n in found if (n.detector, n.cell.model, n.cell.norm, n.cell.eps) == words]
-        blind = [n for n in same if n.cell.threat == "white-box" and not math.isnan(n.miou)]
-        made += [Duel(min(blind, key=lambda n: n.miou), knowing)] if blind else []
+    """One for each cell that evades, beside the white-box cells of its model, detector, norm and budget.
+
+    Of a detector that nothing evades, in a finished run, one for each norm and budget of the white-box cells.
+    """
+    evaded = {(own.cell.model, own.detector) for own in found if own.cell.threat == EVADING}
+    blind: dict[tuple[Any, ...], list[Noticed]] = {}
+    for own in (own for own in found if own.cell.threat == "white-box" and not math.isnan(own.miou)):
+        blind.setdefault(_words(own), []).append(own)
+    made = [
+        Duel(min(beside, key=lambda n: n.miou), knowing)
+        for knowing in (own for own in found if own.cell.threat == EVADING)
+        if (beside := blind.get(_words(knowing)))
+    ]
+    for same in blind.values():
+        cell = same[0].cell
+        if same[0].whole and cell.eps is not None and (cell.model, same[0].detector) not in evaded:
+            made.append(Duel(min(same, key=lambda n: n.miou), None))
     return made
 
 
@@ -110,13 +124,8 @@ def table(found: Sequence[Noticed], name: str, exact: bool) -> Grid:
 
 
 def lines(found: Sequence[Noticed]) -> list[str]:
-    """What each detector is worth at the largest budget, a sentence for each model."""
-    return [
-        f"{duel.knowing.cell.model}, {duel.knowing.detector}, {_at(duel.knowing.cell)}: an AUC of {duel.blind.auc:.2f} "
-        f"against {duel.blind.cell.attack}, which leaves a mIoU of {percent(duel.blind.miou)} and does not know of the "
-        f"detector; of {duel.knowing.auc:.2f} against the attack that does, at a mIoU of {percent(duel.knowing.miou)}."
-        for duel in _largest(duels(found))
-    ]
+    """What each detector is worth at the largest budget, a sentence for each model and detector."""
+    return [_line(duel) for duel in _largest(duels(found))]
 
 
 def figures(found: Sequence[Noticed]) -> list[dict[str, Any]]:
@@ -127,17 +136,17 @@ def figures(found: Sequence[Noticed]) -> list[dict[str, Any]]:
         return round(LEFT + SIDE * x, 1), round(bottom - SIDE * y, 1)
 
     made = []
-    for model in unique(duel.knowing.cell.model for duel in shown):
-        own = [duel for duel in shown if duel.knowing.cell.model == model]
+    for model in unique(duel.blind.cell.model for duel in shown):
+        own = [duel for duel in shown if duel.blind.cell.model == model]
         drawn = []
         for i, duel in enumerate(own):
-            for one, dash in ((duel.blind, ""), (duel.knowing, "5 4")):
+            for one, dash in ((duel.blind, ""), *([(duel.knowing, "5 4")] if duel.knowing else [])):
                 name = f"{one.detector}, {one.cell.attack if not dash else EVADING}: AUC {one.auc:.2f}"
                 line = {"name": name, "colour": COLOURS[i % len(COLOURS)], "dash": dash, "points": _path(one, at)}
                 drawn.append(line)
         made.append(
             {
-                "title": f"{model}, {_at(own[0].knowing.cell)}", "lines": drawn,
+                "title": f"{model}, {_at(own[0].blind.cell)}", "lines": drawn,
                 "width": LEFT + SIDE + 12, "height": bottom + BELOW, "left": LEFT, "right": LEFT + SIDE,
                 "bottom": bottom, "chance": (at(0, 0), at(1, 1)),
                 "x": [(at(share / 100, 0)[0], str(share)) for share in range(0, 101, 20)],
@@ -145,6 +154,25 @@ def figures(found: Sequence[Noticed]) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return made
+
+
+def _line(duel: Duel) -> str:
+    blind, knowing = duel.blind, duel.knowing
+    told = (
+        f"{blind.cell.model}, {blind.detector}, {_at(blind.cell)}: at {100 * FPR:g} % false positives "
+        f"{percent(blind.tpr)} % are found of the images of {blind.cell.attack}, which leaves a mIoU of "
+        f"{percent(blind.miou)} and does not know of the detector (AUC {blind.auc:.2f}); "
+    )
+    if knowing is None:
+        return told + "no attack that does was made, as it or the model has no gradient."
+    return (
+        told + f"{percent(knowing.tpr)} % of those of the attack that does, at a mIoU of {percent(knowing.miou)} "
+        f"(AUC {knowing.auc:.2f})."
+    )
+
+
+def _words(own: Noticed) -> tuple[Any, ...]:
+    return own.detector, own.cell.model, own.cell.norm, own.cell.eps
 
 
 def _path(own: Noticed, at: Callable[[float, float], tuple[float, float]]) -> str:
@@ -157,9 +185,9 @@ def _path(own: Noticed, at: Callable[[float, float], tuple[float, float]]) -> st
 def _largest(made: Sequence[Duel]) -> list[Duel]:
     """Of each model and detector the one at the largest budget."""
     last: dict[tuple[str, str], Duel] = {}
-    for duel in sorted(made, key=lambda duel: duel.knowing.cell.eps or 0.0):
-        last[duel.knowing.cell.model, duel.knowing.detector] = duel
-    order = unique((duel.knowing.cell.model, duel.knowing.detector) for duel in made)
+    for duel in sorted(made, key=lambda duel: duel.blind.cell.eps or 0.0):
+        last[duel.blind.cell.model, duel.blind.detector] = duel
+    order = unique((own.cell.model, own.detector) for own in (duel.blind for duel in made))
     return [last[key] for key in order]
 
 

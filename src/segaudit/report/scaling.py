@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from segaudit.metrics.scaling import Scaled, scaled
 from segaudit.report.grid import Grid
 from segaudit.report.summary import DASH, Row
-from segaudit.types import Results, UserError
+from segaudit.types import EVADING, Results, UserError
 
 MIOUS = {"clean": "clean", "full size": "source", "hidden": "goal", "resized": "target"}
 GUARDED = {"clean as got": "before", "own as got": "after"}
@@ -109,7 +109,11 @@ def _rows(results: Results) -> list[Scaled]:
 
 def _cost(rows: Sequence[Scaled], row: Scaled) -> float:
     """The change in multiples of that of the attack on the resizer alone; nan where that is not known, or none."""
-    blind = (other.change for other in rows if other.threat != "adaptive" and _attacked(other) == _attacked(row))
+    blind = (
+        other.change
+        for other in rows
+        if other.threat != "adaptive" and not other.threat.startswith(EVADING) and _attacked(other) == _attacked(row)
+    )
     bare = next(blind, 0.0)
     return row.change / bare if bare else math.nan
 

@@ -238,7 +238,7 @@ CHECKS: dict[str, tuple[Check, str]] = {
         _pairs(
             "convergence", _more, "more steps or draws do more than every attack of this run, so that they are too weak"
         ),
-        "no run of twice the steps or draws",
+        "no run of twice the steps or draws (diagnostics: max_steps leaves out an attack of more than half as many)",
     ),
 }
 """name -> (the check, what is lacking where it has nothing to compare). `transfer` is asked of bare models,

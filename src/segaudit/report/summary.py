@@ -70,7 +70,7 @@ class Row:
     iou_by_class: tuple[float, ...]
     iou_by_size: Mapping[str, float]
     iou_by_size_8bit: Mapping[str, float]
-    dice: float = math.nan
+    dice: float
     spread: float = math.nan
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,23 @@ def adversarial(
     Raises UserError for another share, and for an attack whose images are none.
     Source: Madry et al. 2018 (PGD-AT); Gu et al. 2022 (SegPGD-AT); Croce et al. 2024 (PIR-AT).
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UserError(f"recipe adversarial: share must be above 0 and at most 1, not {share!r}")
+    _check(share=share)
     rows = torch.arange(max(1, round(share * len(batch))))  # an epoch's order is random, so these are any images
     part = batch[: len(rows)]
     made = _attacked(model, part, attack, rng.child("attack")[rows])
     images = torch.cat([made, batch.images[len(rows) :]]).contiguous(memory_format=torch.channels_last)
     mixed = Batch(images, batch.labels, batch.ids)
     return standard(model, mixed, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing, dice=dice)
+
+
+def _check(*, share: Any = 1.0, **others: Any) -> None:
+    """Refuse numbers that cannot be. Raises UserError."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UserError(f"recipe adversarial: share must be above 0 and at most 1, not {share!r}")
+    standard.check(**others)  # type: ignore[attr-defined]
+
+
+adversarial.check = _check  # type: ignore[attr-defined]
 
 
 def _attacked(model: Segmenter, batch: Batch, attack: Callable[..., Tensor], rng: Streams) -> Tensor:

@@ -24,10 +24,10 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """One random view: image C x H x W in [0, 1], labels H x W; both come back at `crop` (default: their own size).
 
-    flip: left-right with probability 1/2. turn: by 0, 90, 180 or 270 degrees (where the view is no square, by 0 or 180),
-    for pictures that have no up. scale: log-uniform between the two. What the crop does not cover is void
-    on grey. light: brightness, contrast and a tint an image, each by up to this factor. The one label of a classifier's
-    image (1 x 1) stays as it is.
+    flip: left-right with probability 1/2. turn: by 0, 90, 180 or 270 degrees (a view that is no square by 0 or 180),
+    for pictures that have no up. scale: log-uniform between the two. What the crop does not cover is void on grey.
+    light: brightness, contrast and a tint an image, each by up to this factor. The one label of a classifier's image
+    (1 x 1) stays as it is.
     """
     height, width = crop or image.shape[1:]
     mask = labels.expand(image.shape[1:])

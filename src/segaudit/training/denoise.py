@@ -36,14 +36,13 @@ def denoise(
     times. Raises UserError for other numbers.
     Source: Zhang et al. 2017 (the squared error); Salman et al. 2020 (denoised smoothing: the stability).
     """
+    _check(sigma=sigma, stability=stability)
     low, high = _sigmas(sigma)
     sizes = rng.child("sigma").uniform(batch.images[:, :1, :1, :1], low, high)
     made: Tensor = model(batch.images + sizes * rng.child("noise").normal(batch.images))
     loss = (made.float() - batch.images).square().mean()
     if segmenter is None:
         return loss
-    if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability < math.inf:
-        raise UserError(f"recipe denoise: stability must be a number above 0, not {stability!r}")
     segmenter.to(batch.images.device)
     with torch.no_grad():
         seen = segmenter(batch.images).argmax(1)
@@ -74,6 +73,16 @@ def _judge(*, sigma: float | Sequence[float], **_: Any) -> Judge:
 
 
 denoise.judge = _judge  # type: ignore[attr-defined]  # which those read who train: what it trains is no segmenter
+
+
+def _check(*, sigma: Any, stability: Any = 0.01, **_: Any) -> None:
+    """Refuse numbers that cannot be. Raises UserError."""
+    _sigmas(sigma)
+    if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability < math.inf:
+        raise UserError(f"recipe denoise: stability must be a number above 0, not {stability!r}")
+
+
+denoise.check = _check  # type: ignore[attr-defined]
 
 
 def _sigmas(sigma: Any) -> tuple[float, float]:

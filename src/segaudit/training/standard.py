@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,13 @@ def standard(
 
     class_weights: one a class, or in a spec `balanced` (median frequency, counted on the training images). 0 for a
     batch without a valid pixel, or with pixels of weight 0 alone. dice: the factor of the soft Dice loss that is added,
-    at least 0. Raises UserError for another number of weights than classes.
+    at least 0. Raises UserError for another one, for a label_smoothing beyond 0 to 1, and for another number of weights
+    than classes.
     Source: the common recipe of FCN (Long et al. 2015) and its successors; Milletari et al. 2016 (Dice).
     """
+    _check(label_smoothing=label_smoothing, dice=dice)
     logits: Tensor = model(batch.images).float()
     weight = None if class_weights is None else logits.new_tensor(class_weights)
-    if isinstance(dice, bool) or not isinstance(dice, (int, float)) or not 0 <= dice < math.inf:
-        raise UserError(f"recipe: dice must be a number of at least 0, not {dice!r}")
     if weight is not None and len(weight) != logits.shape[1]:
         raise UserError(f"recipe: {len(weight)} class_weights for {logits.shape[1]} classes")
     counted = batch.labels[batch.labels != VOID]
@@ -39,6 +40,17 @@ def standard(
         return logits.sum() * 0  # the mean over no pixel is nan
     loss = F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=VOID, label_smoothing=label_smoothing)
     return loss + dice * soft_dice(logits, batch.labels) if dice else loss
+
+
+def _check(*, label_smoothing: Any = 0.0, dice: Any = 0.0, **_: Any) -> None:
+    """Refuse numbers that cannot be. Raises UserError."""
+    if type(label_smoothing) not in (int, float) or not 0 <= label_smoothing <= 1:
+        raise UserError(f"recipe: label_smoothing must be a number from 0 to 1, not {label_smoothing!r}")
+    if isinstance(dice, bool) or not isinstance(dice, (int, float)) or not 0 <= dice < math.inf:
+        raise UserError(f"recipe: dice must be a number of at least 0, not {dice!r}")
+
+
+standard.check = _check  # type: ignore[attr-defined]  # of what a spec says, before anything is written
 
 
 def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:

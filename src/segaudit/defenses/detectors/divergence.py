@@ -20,7 +20,7 @@ def divergence(model: Segmenter, images: Tensor, *, denoiser: Any, temperature: 
     the pixels, in [0, log 2].
     Source: Meng and Chen 2017 (MagNet, detector by probability divergence), a pixel at a time.
     """
-    real("divergence detector", "temperature", temperature, above=0)
+    real("divergence", "temperature", temperature, "detector", above=0)
     seen = images, network("divergence", denoiser)(images)
     first, second = (model(own).div(temperature).log_softmax(1) for own in seen)
     middle = torch.logaddexp(first, second) - math.log(2)

@@ -19,7 +19,7 @@ def reconstruction(model: Segmenter, images: Tensor, *, denoiser: Any, norm: str
     norm: l1, the mean absolute difference, or l2, the mean squared one. Scores N in [0, 1]; the model has no part.
     Source: Meng and Chen 2017 (MagNet, detector by reconstruction error).
     """
-    power = POWERS[choice("reconstruction detector", "norm", norm, tuple(POWERS))]
+    power = POWERS[choice("reconstruction", "norm", norm, tuple(POWERS), kind="detector")]
     off: Tensor = images - network("reconstruction", denoiser)(images)
     return off.abs().pow(power).flatten(1).mean(1)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from segaudit.types import UserError
 
+FPR = 0.05
+"""The false positive rate at which detectors are compared."""
 FLOOR = 1e-6
 """Features that vary less than this over the clean images are taken to vary so much."""
 
@@ -36,6 +40,14 @@ def learnt(features: Tensor) -> Tensor:
     shrunk = share * target + (1 - share) * covariance
     inverse = torch.linalg.inv(shrunk + FLOOR * torch.eye(size).to(shrunk)) / scale.outer(scale)
     return torch.cat([mean[None], inverse])
+
+
+def allowed(scores: Tensor) -> Tensor:
+    """The largest score that is not noticed at a false positive rate of at most `FPR`; scores N, of clean images.
+
+    More than that share of them score at least this, so that a threshold that notices it gives more false positives.
+    """
+    return scores.sort(descending=True).values[math.floor(FPR * len(scores) + 1e-9)]
 
 
 def distance(features: Tensor, known: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from segaudit.defenses._check import real, whole
 from segaudit.rng import streams_of
 from segaudit.types import Segmenter, UserError
 
-NAME = "spatial_consistency detector"
+NAME = "spatial_consistency"
 
 
 def spatial_consistency(model: Segmenter, images: Tensor, *, pairs: int = 8, size: float = 0.5) -> Tensor:
@@ -24,9 +24,9 @@ def spatial_consistency(model: Segmenter, images: Tensor, *, pairs: int = 8, siz
     Raises UserError for a classifier, whose maps are of one pixel.
     Source: Xiao et al. 2018 (spatial consistency).
     """
-    whole(NAME, "pairs", pairs, 1)
-    if real(NAME, "size", size, above=0) > 1:
-        raise UserError(f"defense {NAME!r}: size must be a share of at most 1, not {size!r}")
+    whole(NAME, "pairs", pairs, 1, kind="detector")
+    if real(NAME, "size", size, "detector", above=0) > 1:
+        raise UserError(f"detector {NAME!r}: size must be a share of at most 1, not {size!r}")
     sides = images.shape[2:]
     height, width = (max(1, round(size * side)) for side in sides)
     drawn = streams_of(images).uniform(images.new_empty(len(images), pairs, 4)).tolist()
@@ -39,7 +39,7 @@ def spatial_consistency(model: Segmenter, images: Tensor, *, pairs: int = 8, siz
         logits: Tensor = model(torch.stack(patches))
         if logits.shape[2:] != (height, width):
             raise UserError(
-                f"{NAME}: it compares maps, and of a patch of {height} x {width} the model gives "
+                f"detector {NAME!r}: it compares maps, and of a patch of {height} x {width} the model gives "
                 f"{logits.shape[2]} x {logits.shape[3]}; leave it out, or give a size whose patches it takes"
             )
         first, second = logits.chunk(2)
