@@ -30,19 +30,22 @@ bench: .venv/ready .venv/peers
 RESULTS := experiments/results
 DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf
 experiments: .venv/ready
-	for s in camvid-arnab camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
+	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \
 	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > $(RESULTS)/camvid-arnab-$$q.md || exit 1; done
 	for f in transfer classes; do \
 	  $(BIN)/segaudit table runs/camvid-arnab --form $$f > $(RESULTS)/camvid-arnab-$$f.md || exit 1; done
 	$(BIN)/segaudit table runs/camvid-arnab --format latex > $(RESULTS)/camvid-arnab-miou.tex
-	for s in camvid-arnab camvid-sea camvid-asma; do $(BIN)/segaudit table runs/$$s --format csv > $(RESULTS)/$$s.csv || exit 1; done
+	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma; do $(BIN)/segaudit table runs/$$s --format csv > $(RESULTS)/$$s.csv || exit 1; done
 	for q in miou accuracy; do \
 	  $(BIN)/segaudit table runs/camvid-sea --quantity $$q > $(RESULTS)/camvid-sea-$$q.md || exit 1; done
 	for q in goal_miou goal_accuracy; do \
 	  $(BIN)/segaudit table runs/camvid-asma --quantity $$q > $(RESULTS)/camvid-asma-$$q.md || exit 1; done
 	$(BIN)/segaudit table runs/camvid-scaling --form scaling > $(RESULTS)/camvid-scaling.md
 	$(BIN)/segaudit table runs/camvid-scaling --form scaling_detectors > $(RESULTS)/camvid-scaling-detectors.md
+	for q in miou dice; do $(BIN)/segaudit table runs/kvasir --quantity $$q > $(RESULTS)/kvasir-$$q.md || exit 1; done
+	$(BIN)/segaudit table runs/camvid-adversarial > $(RESULTS)/camvid-adversarial.md
+	$(BIN)/python experiments/architectures.py
 	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
 	$(BIN)/python experiments/defenses.py $(DEFENSES)

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-COLOURS = ("#1b6ca8", "#d1495b", "#3c8d5a", "#8a5aa8", "#b8860b", "#444444")
+COLOURS = ("#1b6ca8", "#d1495b", "#3c8d5a", "#8a5aa8", "#b8860b", "#444444", "#2aa5b3", "#e07be0", "#8bc34a", "#a0522d")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 360, 240, 44, 24, 28
 
 Series = Mapping[str, tuple[ArrayLike, ArrayLike]]
