@@ -161,7 +161,7 @@ def test_images_of_different_sizes_are_said(tmp_path: Path) -> None:
 def test_an_unknown_key_of_augment_is_said() -> None:
     with pytest.raises(UserError) as error:
         schedule(augment={"flipp": False})
-    assert str(error.value) == "augment has no 'flipp' (did you mean 'flip'?); it has: flip, scale, crop, light"
+    assert str(error.value) == "augment has no 'flipp' (did you mean 'flip'?); it has: flip, turn, scale, crop, light"
     with pytest.raises(UserError) as error:
         schedule(lr_schedule="polly")
     assert str(error.value) == "lr_schedule must be one of one_cycle, poly, not 'polly' (did you mean 'poly'?)"
