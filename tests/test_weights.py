@@ -119,6 +119,15 @@ def test_a_card_that_is_no_mapping_is_refused(card: str, tmp_path: Path) -> None
         weights.read(path)
 
 
+def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
+    path, found = tmp_path / "net.safetensors", set()
+    for _ in range(20):
+        weights.write(net(), path, {"score": 0.5, "name": "\u00e9"})
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert weights.read(path)[1] == {"score": 0.5, "name": "\u00e9"}
+
+
 def test_tied_weights_are_saved(tmp_path: Path) -> None:
     shared = nn.Linear(3, 3)
     tied = nn.Sequential(shared, shared)

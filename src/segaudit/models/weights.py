@@ -107,7 +107,15 @@ def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtyp
             tensors[key], tensors[key + SCALE] = _packed(value.float())
     # cloned, as safetensors refuses two keys of one storage (tied weights)
     tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
-    path.write_bytes(save(tensors, metadata={CARD: json.dumps(card, sort_keys=True), "format": "pt"}))
+    path.write_bytes(_ordered(save(tensors, metadata={CARD: json.dumps(card, sort_keys=True), "format": "pt"})))
+
+
+def _ordered(file: bytes) -> bytes:
+    """The same safetensors file, its header in order of the keys: the library's is another one in every call."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[start:]
 
 
 def _packed(value: Tensor) -> tuple[Tensor, Tensor]:
