@@ -1,7 +1,9 @@
-"""The trained CamVid nets and some images, for the benchmarks."""
+"""The trained CamVid nets, some images and a watch, for the benchmarks."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from segaudit.audit import build, parts
@@ -24,3 +26,10 @@ def nets() -> dict[str, Segmenter]:
     spec = parts.read(RunSpec, SPEC)
     names = build.dataset(spec.data).class_names
     return {model.title(): build.model(model, names) for model in spec.models}
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

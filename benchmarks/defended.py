@@ -17,13 +17,12 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _nets import images, nets
+from _nets import images, nets, seconds
 
 from segaudit.defenses.eot import EOT, draws_of
 from segaudit.models.fast import Fast
@@ -109,19 +108,13 @@ def _row(label: str, given: argparse.Namespace) -> None:
     times: list[list[float]] = []
     for pair in range(given.pairs):
         turn = [(i + pair) % len(sides) for i in range(len(sides))]
-        taken = {i: _time(sides[i]) for i in turn}
+        taken = {i: seconds(sides[i]) for i in turn}
         times.append([taken[i] for i in range(len(sides))])
     ratios = [taken[0] / taken[1] for taken in times]
     shown = [f"{r:.3f}" for r in statistics.quantiles(ratios, n=4)]
     shown.append(f"{statistics.median(t[0] / t[3] for t in times):.3f}" if draws > 1 else "")
     shown.append(f"{statistics.median(t[1] / t[2] for t in times):.2f}")
     print(f"| {label} | {count} | {draws} x {steps} | {given.pairs} | {' | '.join(shown)} |", flush=True)
-
-
-def _time(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _nets import images, nets
+from _nets import images, nets, seconds
 
 from segaudit.models.fast import Fast
 from segaudit.nn.passes import count_passes
@@ -89,16 +87,10 @@ def _row(label: str, given: argparse.Namespace) -> None:
     ratios = []
     for pair in range(given.pairs):
         first, second = (attack, bare) if pair % 2 else (bare, attack)
-        times = {first: _time(first), second: _time(second)}
+        times = {first: seconds(first), second: seconds(second)}
         ratios.append(times[attack] / times[bare])
     shown = " | ".join(f"{r:.3f}" for r in statistics.quantiles(ratios, n=4))
     print(f"| {label} | {gradients} + {looks} | {given.pairs} | {shown} |", flush=True)
-
-
-def _time(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
