@@ -85,11 +85,11 @@ def test_adversarial_training_keeps_several_times_as_much(monkeypatch_module) ->
 
 
 def test_the_polyp_net_finds_most_of_the_polyps(monkeypatch_module) -> None:
-    model, data, _ = made("kvasir", "unet-regnetx002-small")
+    model, data, _ = made("kvasir", "unet-regnety002-small")
     counts = []
     for start in range(0, len(data.ids), 10):
         batch = data.batch(data.ids[start : start + 10])
         with torch.no_grad():
             counts.append(confusion.count(model(batch.images).argmax(1), batch.labels, 2))
     polyp = confusion.iou_by_class(confusion.join(counts))[1]
-    assert 2 * polyp / (1 + polyp) >= 0.72
+    assert 2 * polyp / (1 + polyp) >= 0.80
