@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from audit_kit import assert_same_records, audit, by_name, small, two_models, write_net, write_pictures
 from segaudit.audit import build
+from segaudit.audit.cells.attacked import half
 from segaudit.audit.execute import local
 from segaudit.audit.keys import Contents
 from segaudit.audit.plan import Job, plan
 from segaudit.audit.run import run
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
-from segaudit.audit.work import half
 from segaudit.metrics import confusion
 from segaudit.metrics.perturbation import to_8bit
 from segaudit.types import Counts, Results, UserError

@@ -21,7 +21,8 @@ from segaudit.attacks import _resize
 from segaudit.attacks._resize import LIBRARIES, Resizer, matrix, resizers
 from segaudit.attacks.image_scaling import HALF, _Problem, image_scaling
 from segaudit.audit import build
-from segaudit.audit.scaling import SAFE, attack_pair, scale_attack
+from segaudit.audit.cells.hiding import SAFE, attack_pair
+from segaudit.audit.scaling import scale_attack
 from segaudit.data.scenes import scenes
 from segaudit.types import VOID, UserError
 

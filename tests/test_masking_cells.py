@@ -64,17 +64,30 @@ def test_the_cells_of_a_spec_with_a_defense_and_of_one_without(folder: Path) -> 
     assert [attack for _, _, attack, _ in found] == ["noise", "square(steps=200)"]
 
 
-def test_a_long_attack_is_not_doubled(folder: Path) -> None:
-    def doubled(steps: int, **asked: int) -> set[str]:
+def test_a_long_attack_is_raised_to_the_most_steps_and_no_further(folder: Path) -> None:
+    def more(steps: int, **asked: int) -> set[str]:
         attacks = [{"name": "pgd", "steps": steps}, {"name": "pgd", "steps": 5}]
         found = few_jobs(spec_of(folder, attacks=attacks, defenses=["none", "jpeg"], diagnostics=asked), IDS)
         assert {attack for _, _, attack, _ in found} >= {"noise", "fgsm", "square(steps=200)"}
-        return {attack for _, _, attack, _ in found if "twice" in attack}
+        return {attack for _, _, attack, _ in found if "twice" in attack or "raised" in attack}
 
-    assert doubled(100) == {"pgd(steps=100) with twice the steps"}
-    assert doubled(101) == set()
-    assert doubled(101, max_steps=202) == {"pgd(steps=101) with twice the steps"}
-    assert doubled(6, max_steps=11) == set()
+    assert more(100) == {"pgd(steps=100) with twice the steps"}
+    assert more(101) == {"pgd(steps=101) raised to 200 steps"}
+    assert more(101, max_steps=202) == {"pgd(steps=101) with twice the steps"}
+    assert more(6, max_steps=7) == {"pgd(steps=6) raised to 7 steps"}
+    assert more(6, max_steps=6) == more(200) == more(300) == set()
+
+
+def test_a_raised_attack_has_so_many_steps_and_on_a_random_defense_its_own_draws(folder: Path) -> None:
+    spec = spec_of(folder, defenses=["none", "jpeg"], diagnostics={"max_steps": 13})
+    random = Contents(random=frozenset(["jpeg"]))
+    made = diagnostics.plan(plan(spec, IDS, random), spec, IDS, random)
+    raised = [job for job in made.jobs if job.cell.attack == "pgd(steps=10) raised to 13 steps"]
+    assert [(job.defense.name, job.attack and job.attack.args["steps"], job.eot) for job in raised] == [
+        ("none", 13, 1),
+        ("jpeg", 13, 1),
+    ]
+    assert not any("twice" in job.cell.attack for job in made.jobs)
 
 
 def test_the_keys_of_the_other_cells_are_as_they_were(folder: Path) -> None:

@@ -88,6 +88,15 @@ def test_each_cell_of_the_diagnostics_has_its_flag(place: int, left: float, flag
     assert {name for name, raised in made.items() if raised} == {flag}
 
 
+def test_an_attack_with_a_few_more_steps_is_told_by_its_name() -> None:
+    raised = [*FEW[:2], (cell(attack="pgd raised to 13 steps", eps=8), scored(0.1, images=6, size=8)), FEW[3]]
+    (d,) = [d for d in diagnose(run(SOUND, diagnostics=raised)) if d.name == "convergence"]
+    assert d.raised
+    assert d.of == ("pgd raised to 13 steps at Linf 8/255", "pgd at Linf 8/255")
+    grid = table(run(SOUND, diagnostics=raised), form="masking")
+    assert "pgd raised to 13 steps" in grid
+
+
 def test_few_images_are_compared_with_the_same_ones_of_the_others() -> None:
     pgd_ = uneven([0.05] * 6 + [0.7] * 18)
     cells = [*SOUND[:3], (SOUND[3][0], pgd_)]
@@ -120,6 +129,14 @@ def test_an_attack_that_is_not_made_for_the_budget_is_no_measure() -> None:
     assert {made[name] for name in ("one step", "black box", "steps")} == {None}
     made = {d.name: d.raised for d in diagnose(run([*SOUND, black, *weak], spec=spec))}
     assert (made["one step"], made["black box"]) == (False, False)
+
+
+def test_gradients_of_what_is_inside_of_a_defense_are_no_scores_alone() -> None:
+    inside = cell(attack="on_manifold(steps=40)", eps=8), scored(0.1, size=8, backwards=0)
+    black = cell(attack="square", eps=8), scored(0.15, size=8, backwards=0)
+    (d,) = [d for d in diagnose(run([*SOUND, inside, black])) if d.name == "black box"]
+    assert not d.raised
+    assert d.of == ("square at Linf 8/255", "on_manifold(steps=40) at Linf 8/255")
 
 
 def test_a_target_that_is_reached_leaves_nothing_to_be_moved() -> None:
@@ -222,6 +239,7 @@ def test_the_tables_hold_every_check_and_every_defense() -> None:
     assert line.split(",")[3] == "quiet"
     assert [float(x) for x in line.split(",")[-3:-1]] == [confusion.miou(pair(0.45, 6)), confusion.miou(pair(0.19, 6))]
     (line,) = table(found, "csv", form="defenses").splitlines()[1:]
-    assert line.startswith("net,a_b,holds,none,pgd (adaptive),")
+    assert line.startswith(f"net,a_b,holds,none,pgd (adaptive),linf,{8 / 255!r},")
+    assert "| linf | 8/255 |" in table(found, form="defenses")
     with pytest.raises(UserError, match="no attack on a defended model"):
         table(run(SOUND), form="defenses")

@@ -63,6 +63,18 @@ def test_each_way_back_through_one_forward_pass_counts() -> None:
     assert (passes.forwards, passes.backwards) == (4, 12)
 
 
+def test_a_patch_counts_by_its_share_of_an_image() -> None:
+    p = problem("segmentation", torch.float32)
+    height, width = p.images.shape[2:]
+    x = p.images.clone().requires_grad_()
+    with count_passes(p.model, (height, width)) as passes:
+        p.model(p.images)
+        (slope,) = torch.autograd.grad(p.model(images=x[:3, :, : height // 2]).sum(), x)
+    share = 3 * (height // 2) / height
+    assert slope.any()
+    assert (passes.forwards, passes.backwards) == pytest.approx((4 + share, share))
+
+
 def test_precision_is_what_is_asked_for_or_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision.resolve("fp32") == "fp32"
     assert precision.resolve("bf16") == "bf16"

@@ -20,11 +20,12 @@ from segaudit.attacks._sampled import Sampled, Windows
 from segaudit.attacks.guarded_scaling import _apart, _halves, _wanted, median_scaling, random_scaling
 from segaudit.attacks.image_scaling import image_scaling
 from segaudit.audit import build, hidden
+from segaudit.audit.cells.hiding import SAFE, attack_pair, measured
 from segaudit.audit.keys import Contents, code_digest
 from segaudit.audit.parts import Tuned
 from segaudit.audit.plan import plan
 from segaudit.audit.resizing import Scaling, adaptive
-from segaudit.audit.scaling import SAFE, attack_pair, measured, scale_attack
+from segaudit.audit.scaling import scale_attack
 from segaudit.audit.spec import RunSpec
 from segaudit.data.scenes import scenes
 from segaudit.defenses.scaling_detectors import down_up_mse, down_up_ssim, spectrum_energy, spectrum_points
@@ -273,9 +274,9 @@ def test_what_is_wanted_of_the_read_pixels_makes_the_target(resizer: Resizer) ->
         (lambda s, t, r: median_scaling(s, t, median(r), steps=0), r"^steps must be a whole number"),
         (lambda s, t, r: median_scaling(t, s, median(r)), r"^target must be no larger"),
         (lambda s, t, r: random_scaling(s, t, median(r), share=0), r"^share must be a number above 0 and at most 1"),
-        (lambda s, t, r: median(r, reach=0), r"reach must be a number above 0"),
-        (lambda s, t, r: random(r, rng=streams(), reach="2"), r"reach must be a number above 0"),
-        (lambda s, t, r: spectrum_points([s], r, (4, 4), level=-1), r"level must be a number above 0"),
+        (lambda s, t, r: median(r, reach=0), r"^guard 'median': reach must be a number above 0"),
+        (lambda s, t, r: random(r, rng=streams(), reach="2"), r"^guard 'random': reach must be a number above 0"),
+        (lambda s, t, r: spectrum_points([s], r, (4, 4), level=-1), r"^scaling_detector 'spectrum_points': level must"),
     ],
 )
 def test_wrong_arguments_are_one_line(ask: Any, said: str) -> None:

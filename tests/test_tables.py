@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -139,6 +140,13 @@ def test_classes_are_the_iou_of_each_class(maps: Results) -> None:
         assert [float(line[name]) for name in maps.class_names] == list(row.iou_by_class)
 
 
+def test_classes_tell_the_threats_of_a_defended_model_apart() -> None:
+    made = [(cell(defense="jpeg"), scored(0.6))]
+    made += [(cell(attack="pgd", eps=8, defense="jpeg", threat=t), scored(0.2)) for t in ("oblivious", "adaptive")]
+    lines = read(table(run(made), "csv", form="classes"))
+    assert [line["attack"] for line in lines] == ["none", "pgd (oblivious)", "pgd (adaptive)"]
+
+
 def test_latex_uses_booktabs_and_escapes() -> None:
     name = r"a_b & 50% #1 {x} $y$ ~ ^ \cmd <i>|"
     text = table(run([(cell(name), scored(0.5)), (cell(name, "pgd", 8), scored(0.1))]), "latex")
@@ -227,6 +235,15 @@ def test_dice_of_two_classes_is_that_of_the_second() -> None:
     several = sheets.glance(summarise(two_nets().results()))
     assert several is not None
     assert "clean Dice" not in several.head
+
+
+def test_passes_that_are_not_through_the_whole_model_are_a_dash() -> None:
+    attacks = [(cell(attack=name, eps=8), scored(0.2, backwards=0)) for name in ("noise", "on_manifold(steps=3)")]
+    attacks += [(cell(attack="on_manifold", eps=8), scored(0.2, backwards=4))]
+    none = [(key, replace(rows, forwards=rows.backwards)) for key, rows in attacks]
+    sheet = sheets.cost(summarise(run(none)))
+    assert sheet is not None
+    assert [[box.text for box in row[3:5]] for row in sheet.rows] == [["0.0", "0.0"], [DASH, DASH], ["4.0", "4.0"]]
 
 
 def test_every_quantity_is_there_again_after_rounding_and_for_small_things(maps: Results) -> None:

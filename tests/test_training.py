@@ -167,6 +167,22 @@ def test_an_unknown_key_of_augment_is_said() -> None:
     assert str(error.value) == "lr_schedule must be one of one_cycle, poly, not 'polly' (did you mean 'poly'?)"
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, not 0"),
+        ({"batch": 2.5}, "batch must be a whole number of at least 1, not 2.5"),
+        ({"validate_every": True}, "validate_every must be a whole number of at least 1, not True"),
+        ({"workers": -1}, "workers must be a whole number of at least 0, not -1"),
+        ({"lr": float("inf")}, "lr must be a number above 0, not inf"),
+    ],
+)
+def test_a_schedule_refuses_numbers_that_cannot_be(own: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        schedule(**own)
+    assert str(error.value) == said
+
+
 def test_the_score_is_that_of_all_valid_pixels_at_once() -> None:
     samples = Drawn("segmentation", 5, 2)
     model = net().eval()

@@ -41,8 +41,9 @@ def evading(
     other, to first order, the one that gains most. Of the iterates that are not noticed, the clean image among them,
     the one with the fewest pixels right is returned (targeted: the most on target), of several the one of the largest
     loss. It starts at the image, as a random start would be noticed. step_size: 2.5 eps / steps unless given. weight:
-    climb the mean cross-entropy less `weight` times the score instead, and return the last iterate. Raises UserError
-    for no detector, and for one without a gradient.
+    climb the mean cross-entropy less `weight` times the score instead, and return the last iterate. Where the score's
+    gradient is zero nothing leads back from an image that is noticed: it comes back as it was before, or clean. Raises
+    UserError for no detector, and for one without a gradient.
     Source: Bryniarski et al. 2022 (orthogonal and selective PGD); with a weight Carlini and Wagner 2017.
     """
     whole(steps=steps)

@@ -22,10 +22,10 @@ class Detection(Strict):
     """Detectors, each scored on the clean images and on every attacked cell of the run without a defense.
 
     attacks: on the cells of these alone, as the tables name them. evading: arguments of the attack that knows of a
-    detector (`{steps: 100}`); each detector with a gradient is met by it at every eps, on every model with one. Its
-    `threshold` is that of 5 % false positives, unless it or a `weight` is told. fit: for those that are fitted on clean
-    images, what is different about these: arguments of the run's data set, `{split: train, limit: 32}` unless `only` is
-    among them.
+    detector (`{steps: 100}`); each detector with a gradient (one of zeros is none) is met by it at every eps, on every
+    model with one. Its `threshold` is that of 5 % false positives, unless it or a `weight` is told. fit: for those that
+    are fitted on clean images, what is different about these: arguments of the run's data set,
+    `{split: train, limit: 32}` unless `only` is among them.
     """
 
     detectors: list[Tuned] = Field(min_length=1)

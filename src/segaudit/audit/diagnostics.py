@@ -13,7 +13,7 @@ from segaudit.audit.keys import Contents
 from segaudit.audit.plan import Job, Plan
 from segaudit.audit.spec import AttackSpec, RunSpec, Transfer
 from segaudit.audit.store import Store
-from segaudit.types import TWICE, Cell, Records
+from segaudit.types import RAISED, TWICE, Cell, Records
 
 UNBOUNDED = AttackSpec(name="pgd", args={"steps": 40, "start": False})
 """The attack with every picture in reach. It starts at the image, as noise of that size would fool any model."""
@@ -30,7 +30,8 @@ def plan(planned: Plan, spec: RunSpec, ids: Sequence[str], contents: Contents) -
 
     An image's random streams are its own, so that a row of a cell on all images is as good as one on a few. On an
     image, each model costs a gradient of one step, twice the steps (or draws) of the spec's iterated Linf attack of the
-    most steps unless that is above `max_steps`, 40 steps without a bound, 10 draws of noise and the queries of Square.
+    most steps, 40 steps without a bound, 10 draws of noise and the queries of Square. Where twice the steps are above
+    `max_steps` that attack has so many instead, with its own draws, or is not run again if it has them already.
     """
     few = spec.diagnosed().images(ids)
     known = {job.cell for job in planned.jobs}
@@ -54,8 +55,9 @@ def read(store: Store, index: dict[str, Any]) -> tuple[list[tuple[Cell, Records]
 
 def _jobs(spec: RunSpec, few: Sequence[str], contents: Contents) -> Iterator[Job]:
     (own, eps), asked = _iterated(spec), spec.diagnosed()
-    double = 2 * _steps(own)
-    twice = own.model_copy(update={"args": own.args | {"steps": double}})
+    steps = _steps(own)
+    more = min(2 * steps, asked.max_steps)
+    longer = own.model_copy(update={"args": own.args | {"steps": more}})
     square = AttackSpec(name="square", args={"steps": asked.queries})
 
     def made(attack: AttackSpec, radius: float) -> Iterator[Job]:
@@ -70,12 +72,13 @@ def _jobs(spec: RunSpec, few: Sequence[str], contents: Contents) -> Iterator[Job
 
     for attack in (AttackSpec(name="noise"), square, AttackSpec(name="fgsm"), own):
         yield from made(attack, eps)
-    for one, more in zip(made(own, eps), made(twice, eps), strict=True) if double <= asked.max_steps else ():
-        if one.defense.label() in contents.random:
+    told = f"{TWICE}steps" if more == 2 * steps else f"{RAISED}{more} steps"
+    for one, long in zip(made(own, eps), made(longer, eps), strict=True) if more > steps else ():
+        if more == 2 * steps and one.defense.label() in contents.random:
             key = hashlib.sha256(f"{one.key} in expectation over {EOT}".encode()).hexdigest()[:20]
             yield replace(one, key=key, eot=EOT, cell=replace(one.cell, attack=f"{own.label()}{TWICE}draws"))
         else:
-            yield replace(more, cell=replace(one.cell, attack=f"{own.label()}{TWICE}steps"))
+            yield replace(long, cell=replace(one.cell, attack=own.label() + told))
     yield from made(UNBOUNDED, 1.0)
 
 

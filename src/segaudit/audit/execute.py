@@ -13,7 +13,8 @@ from threading import Thread
 
 import torch
 
-from segaudit.audit.work import Task, work
+from segaudit.audit.cells.task import Task
+from segaudit.audit.work import work
 from segaudit.types import UserError
 
 Executor = Callable[[Sequence[Task]], Iterator[Task]]

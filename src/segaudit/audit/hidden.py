@@ -11,19 +11,20 @@ import torch
 
 from segaudit.attacks._resize import Resizer
 from segaudit.audit import build
+from segaudit.audit.cells.hiding import guarded, large, paired, score
 from segaudit.audit.keys import Contents, key_of, part_content
 from segaudit.audit.parts import ModelSpec, Tuned
 from segaudit.audit.resizing import BLENDED, NONE, adaptive
-from segaudit.audit.scaling import SEEN, SIZES, chosen, guarded, hide, large, paired, score
+from segaudit.audit.scaling import chosen, hide
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.data.base import Dataset
+from segaudit.metrics.scaling import SEEN, SIZES, WORDS
 from segaudit.nn.precision import default_device, exact_on_cuda, prepare_process
 from segaudit.types import EVADING, Counts, Hidden
 
 VERSION = 1
 """Raised by hand when the code attacks or measures otherwise for the same spec."""
-WORDS = ("model", "library", "method", "guard", "threat")
 
 
 @dataclass(frozen=True)

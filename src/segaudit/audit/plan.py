@@ -103,9 +103,11 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
     borrow = "oblivious" in spec.threats
     lend = (spec.transfer.each and len(spec.models) > 1) or (borrow and bool(defended))
 
-    def keep(together: tuple[ModelSpec, ...]) -> bool:
+    scored = watched(spec)
+
+    def keep(attack: AttackSpec, together: tuple[ModelSpec, ...]) -> bool:
         """Whether the images of a bare model are needed again."""
-        return spec.detection is not None or (lend and not together)
+        return attack.label() in scored or (lend and not together)
 
     def job(
         model: ModelSpec,
@@ -143,7 +145,7 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             attack=None if source else attack,
             eps=eps,
             source=source.key if source else None,
-            keep=source is None and attack is not None and (spec.keep or (defense == none and keep(together))),
+            keep=source is None and attack is not None and (spec.keep or (defense == none and keep(attack, together))),
             show=eps is None or eps in (0.0, spec.shown_eps()),
             target=attack.target if attack else None,
             fit=fit,
@@ -208,6 +210,15 @@ def _jobs(spec: RunSpec, ids: Sequence[str], contents: Contents) -> Iterator[Job
             others = tuple(m for m in spec.models if m != model and m.title() not in contents.opaque)
             for attack, eps in tries if len(others) > 1 else ():
                 yield job(model, none, "transfer:ensemble", attack, eps, None, others)
+
+
+def watched(spec: RunSpec) -> set[str]:
+    """The labels of the attacks, an ensemble's members too, whose images the detectors of a spec score."""
+    if spec.detection is None:
+        return set()
+    asked = spec.detection.attacks
+    chosen = [attack for attack in spec.attacks if asked is None or attack.label() in asked]
+    return {own.label() for attack in chosen for own in (attack, *members(attack))}
 
 
 def _check_opaque(spec: RunSpec, opaque: frozenset[str]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from torch import nn
 
 from segaudit.audit import build, detect, diagnostics, fit, hidden, log, votes
+from segaudit.audit.cells.kept import forget
+from segaudit.audit.cells.task import Task
 from segaudit.audit.execute import Executor
 from segaudit.audit.keys import Contents
 from segaudit.audit.plan import Job, Plan, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
-from segaudit.audit.work import Task, forget
 from segaudit.data.base import Dataset
 from segaudit.metrics.records import pick
 from segaudit.metrics.worst_case import RULES
@@ -41,7 +43,7 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     forget()
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
     data = build.dataset(spec.data)
-    models, opaque, random = {}, set(), set()
+    models, opaque, random, parameters = {}, set(), set(), dict[str, int]()
     denoisers = spec.certification.denoisers if spec.certification else []
     for model in spec.models:  # before any work: a wrong model is said at once
         for defense in [*spec.defenses, *denoisers]:
@@ -49,8 +51,10 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
             models[model.title()] = build.digest(bare)
             if not has_gradient(bare):
                 opaque.add(model.title())
-            if is_random(build.defended(bare, defense)):
+            defended = build.defended(bare, defense)
+            if is_random(defended):
                 random.add(defense.label())
+            parameters[defense.label()] = _count(defended) - _count(bare)
     contents = Contents(data.digest(), models, fit.digests(spec, data), frozenset(opaque), frozenset(random))
     planned, certified = plan(spec, data.ids, contents), votes.plan(spec, data.ids, contents)
     scaled = hidden.plan(spec, data, contents)
@@ -58,6 +62,7 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     watched = detect.plan(planned, spec, data, contents)
     index = _index(spec, planned, data) | votes.index(certified) | hidden.index(scaled) | diagnostics.index(checked)
     index |= detect.index(watched)
+    index |= {"parameters": parameters} if set(parameters) - {"none"} else {}
     store.write_json("plan.json", index)  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     store.write_scenes([_scene(data, name) for name in planned.shown])
@@ -182,12 +187,18 @@ def results(path: str) -> Results:
         scaling=scaled,
         diagnostics=checked,
         detection=detected,
+        parameters=index.get("parameters", {}),
     )
 
 
 def _parts(members: Sequence[str], shards: Sequence[Sequence[str]]) -> int:
     """How many parts a cell has: a worst case is chosen over all images at once."""
     return 1 if members else len(shards)
+
+
+def _count(model: nn.Module) -> int:
+    """The parameters of a model."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _index(spec: RunSpec, planned: Plan, data: Dataset) -> dict[str, Any]:

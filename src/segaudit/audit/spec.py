@@ -86,8 +86,8 @@ class Transfer(Strict):
 class Diagnostics(Strict):
     """What the masking diagnostics compute for themselves; `true` is `{limit: 8}`, and `false` `{limit: 0}`: nothing.
 
-    limit: on so many of the run's images, evenly spread. queries: of the black-box attack on an image. max_steps: an
-    attack whose doubled steps would be more than these is not run with twice its steps or draws.
+    limit: on so many of the run's images, evenly spread. queries: of the black-box attack on an image. max_steps: the
+    attack that is run with twice its steps or draws has no more steps than these; where it has them already, it is not.
     """
 
     limit: int = Field(default=8, ge=0)
@@ -117,8 +117,8 @@ class RunSpec(Strict):
     batch: images attacked at once; it changes no result but for rounding. draws: how often a random defense is scored.
     certification: certificates by randomised smoothing, of every model.
     scaling: image scaling attacks on the resizer before every model.
-    detection: detectors of attacked images, and attacks that evade them; all adversarial images on the bare models are
-    kept for it.
+    detection: detectors of attacked images, and attacks that evade them; the adversarial images on the bare models
+    that it asks for are kept.
     diagnostics: cells on a few images that tell robustness from masked gradients; unless told, if there is a defense.
     """
 

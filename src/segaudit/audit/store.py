@@ -108,13 +108,14 @@ class Store:
             columns |= {f"redrawn_{name}": list(getattr(drawn, name).reshape(len(records), -1)) for name in COUNTS}
         for prefix, norms in (("", records.norms), ("rounded_", records.norms_rounded)):
             columns |= {prefix + name: getattr(norms, name) for name in NORMS}
-        columns |= {name: getattr(records, name) for name in (*SINGLES, "choice")}
+        columns |= {name: getattr(records, name) for name in (*SINGLES, "choice", "scoring")}
         self.write(_part("cells", key, part), _parquet({k: v for k, v in columns.items() if v is not None}))
 
     def read_records(self, key: str) -> Records:
         """The rows of all finished parts of a cell, in the order of the shards."""
         names = [_part("cells", key, part) for part in sorted(self.parts("cells", key))]
-        table = pa.concat_tables([pq.read_table(io.BytesIO(self.read(name))) for name in names])
+        tables = [pq.read_table(io.BytesIO(self.read(name))) for name in names]
+        table = pa.concat_tables(tables, promote_options="default")  # older parts lack a column
         column = {name: table[name] for name in table.column_names}
 
         def matrix(name: str) -> Any:
@@ -136,6 +137,7 @@ class Store:
             norms_rounded=norms("rounded_"),
             goal=counts("goal_") if "goal_target" in column else None,
             choice=column["choice"].to_numpy() if "choice" in column else None,
+            scoring=column["scoring"].to_numpy() if "scoring" in column else None,
             redrawn=Counts(*drawn) if drawn else None,
             **{name: column[name].to_numpy() for name in SINGLES},
         )
@@ -173,16 +175,25 @@ class Store:
             "prediction": [p.prediction.tobytes() for p in pictures],
             "prediction_shape": [list(p.prediction.shape) for p in pictures],
         }
+        if any(p.purified is not None for p in pictures):
+            columns["purified"] = [None if p.purified is None else p.purified.tobytes() for p in pictures]
+            columns["bare"] = [None if p.bare is None else p.bare.tobytes() for p in pictures]
         self.write(_part("images", key, part), _parquet(columns))
 
     def read_pictures(self, key: str, part: int) -> list[Picture]:
         """The kept images of one shard of a cell."""
         rows = pq.read_table(io.BytesIO(self.read(_part("images", key, part)))).to_pylist()
+
+        def bytes_of(row: dict[str, Any], name: str, shape: Sequence[int]) -> Any:
+            return None if row.get(name) is None else np.frombuffer(row[name], np.uint8).reshape(shape)
+
         return [
             Picture(
                 row["id"],
                 np.frombuffer(row["delta"], np.float16).reshape(row["shape"]),
                 np.frombuffer(row["prediction"], np.uint8).reshape(row["prediction_shape"]),
+                bytes_of(row, "purified", [*row["shape"][1:], row["shape"][0]]),
+                bytes_of(row, "bare", row["prediction_shape"]),
             )
             for row in rows
         ]

@@ -49,7 +49,7 @@ def spectrum_points(pictures: Pictures, resizer: Resizer, size: Size, *, level: 
     level: how many decibels below the middle, the mean, a spot may be. Scores: whole numbers from 1 on.
     Source: Kim et al. 2021 (Decamouflage, centred spectrum points; they binarise a picture of it).
     """
-    real("spectrum_points detector", "level", level, above=0)
+    real("spectrum_points", "level", level, "scaling_detector", above=0)
     return np.array([_points(_spectrum(picture), level) for picture in pictures])
 
 

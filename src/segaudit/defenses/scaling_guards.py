@@ -41,7 +41,7 @@ def median(resizer: Resizer, *, reach: float = 1.0) -> Sampled:
     in ratios of the sizes. Where the resizer reads nearly all pixels, all count.
     Source: Quiring et al. 2020 (section 4.3, selective median filter).
     """
-    return Sampled(resizer, _middle, real("median guard", "reach", reach, above=0))
+    return Sampled(resizer, _middle, real("median", "reach", reach, "guard", above=0))
 
 
 def random(resizer: Resizer, *, rng: Streams, reach: float = 1.0) -> Sampled:
@@ -59,7 +59,7 @@ def random(resizer: Resizer, *, rng: Streams, reach: float = 1.0) -> Sampled:
         picked: NDArray[Any] = values[np.arange(len(values)), place]
         return picked
 
-    return Sampled(resizer, drawn, real("random guard", "reach", reach, above=0))
+    return Sampled(resizer, drawn, real("random", "reach", reach, "guard", above=0))
 
 
 def _middle(values: NDArray[np.uint8], counted: NDArray[np.bool_]) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,24 +19,33 @@ from segaudit.types import VOID
 class Passes:
     """Images that went forward through a network, and gradients that came back."""
 
-    forwards: int = 0
-    backwards: int = 0
+    forwards: float = 0
+    backwards: float = 0
 
 
 @contextmanager
-def count_passes(model: nn.Module) -> Iterator[Passes]:
-    """Count the images that pass through the model inside the block, forward and backward."""
+def count_passes(model: nn.Module, size: Sequence[int] | None = None) -> Iterator[Passes]:
+    """Count the images that pass through the model inside the block, forward and backward.
+
+    size: height and width of an image that counts as one; a patch of it counts by its share of the pixels, and so does
+    whatever is larger. Without a size each counts as one.
+    """
     passes = Passes()
 
-    def seen(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        passes.forwards += len(output)
+    def seen(_module: nn.Module, inputs: Any, named: Any, output: Tensor) -> None:
+        count: float = len(output)
+        if size is not None:
+            images = (*inputs, *named.values())[0]
+            count *= math.prod(images.shape[2:]) / math.prod(size)
+
+        def came_back(_gradient: Tensor) -> None:
+            passes.backwards += count
+
+        passes.forwards += count
         if output.requires_grad:
             output.register_hook(came_back)  # type: ignore[no-untyped-call]
 
-    def came_back(gradient: Tensor) -> None:
-        passes.backwards += len(gradient)
-
-    handle = model.register_forward_hook(seen)
+    handle = model.register_forward_hook(seen, with_kwargs=True)
     try:
         yield passes
     finally:

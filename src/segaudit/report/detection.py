@@ -22,8 +22,8 @@ SIDE, LEFT, TOP, BELOW = 280, 44, 10, 44
 class Noticed:
     """One detector on one attacked cell, whose images are to be told from the model's clean ones.
 
-    miou: of the cell, in [0, 1]. negatives, positives: the scores of the clean and of the attacked images. whole: the
-    run is finished, so that what is not there was not made.
+    miou: of the cell, in [0, 1]. negatives, positives: the scores of the clean and of the attacked images. still: how
+    many of these are the clean ones. whole: the run is finished, so that what is not there was not made.
     """
 
     detector: str
@@ -31,6 +31,7 @@ class Noticed:
     miou: float
     negatives: Floats
     positives: Floats
+    still: int = 0
     whole: bool = True
 
     @property
@@ -59,7 +60,15 @@ def noticed(results: Results) -> list[Noticed]:
     """One for each detector and attacked cell, in the order of the plan; none where the clean scores are lacking."""
     clean = {(own.cell.model, own.detector): own.scores for own in results.detection if own.cell.attack == "none"}
     return [
-        Noticed(own.detector, own.cell, confusion.miou(own.records.counts), negatives, own.scores, not results.lacking)
+        Noticed(
+            own.detector,
+            own.cell,
+            miou=confusion.miou(own.records.counts),
+            negatives=negatives,
+            positives=own.scores,
+            still=int((own.records.norms.linf == 0).sum()),
+            whole=not results.lacking,
+        )
         for own in results.detection
         if own.cell.attack != "none" and (negatives := clean.get((own.cell.model, own.detector))) is not None
     ]
@@ -164,10 +173,11 @@ def _line(duel: Duel) -> str:
         f"{percent(blind.miou)} and does not know of the detector (AUC {blind.auc:.2f}); "
     )
     if knowing is None:
-        return told + "no attack that does was made, as it or the model has no gradient."
+        return told + "no attack that does was made, as it or the model has no gradient, or one of zeros."
+    lost = f", which left {knowing.still} of {len(knowing.positives)} images as they were" if knowing.still else ""
     return (
         told + f"{percent(knowing.tpr)} % of those of the attack that does, at a mIoU of {percent(knowing.miou)} "
-        f"(AUC {knowing.auc:.2f})."
+        f"(AUC {knowing.auc:.2f}){lost}."
     )
 
 

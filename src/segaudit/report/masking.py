@@ -50,7 +50,8 @@ def grid(found: Sequence[Diagnostic], name: str, exact: bool) -> Grid:
     ]
     title = (
         f"{name}: signs of masked gradients; mIoU in percent (zero gradient: images); raised where the second number "
-        f"is larger by {100 * MARGIN:g} points and by more than chance (noise: where it is not clearly smaller)"
+        f"is larger by {100 * MARGIN:g} points and by more than chance (noise: where it is not clearly smaller; "
+        "unbounded: by more than chance)"
     )
     head = ["model", "defense", "diagnostic", "flag", "of the first", "of the second", "first", "second", "images"]
     return Grid(title, head, body, 6)

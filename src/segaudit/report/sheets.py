@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from segaudit.metrics.confusion import SIZES
 from segaudit.report.headline import norms, standings
+from segaudit.report.shots import inside
 from segaudit.report.summary import DASH, Row, grouped, levels, percent, show_eps, strongest
 from segaudit.report.tables import transfers
 from segaudit.types import Results
@@ -163,10 +164,12 @@ def cost(rows: Sequence[Row]) -> Sheet | None:
             sum(getattr(row, field) * row.images for row in group) / images if images else math.nan
             for field in ("forwards", "backwards", "seconds")
         )
-        values = [f"{forwards:.1f}", f"{backwards:.1f}", f"{seconds:.3f}", f"{seconds * images / 60:.1f}"]
+        passes = [f"{forwards:.1f}", f"{backwards:.1f}"] if forwards or not inside(group[0]) else [DASH, DASH]
+        values = [*passes, f"{seconds:.3f}", f"{seconds * images / 60:.1f}"]
         body.append([Box(group[0].name), Box(group[0].label), Box(str(len(group))), *map(Box, values)])
     head = ["model", "attack", "cells", "forwards", "backwards", "seconds", "minutes in all"]
-    return Sheet("Passes and seconds an image, minutes for all cells", head, body, 2) if body else None
+    caption = "Passes through the whole model and seconds an image, minutes for all cells"
+    return Sheet(caption, head, body, 2) if body else None
 
 
 def typical(rows: Sequence[Row], clean: Row) -> Row | None:

@@ -10,12 +10,14 @@ from segaudit.metrics import confusion
 from segaudit.metrics.records import only
 from segaudit.report.headline import at_budget, with_sign
 from segaudit.report.summary import Row, judged, tabulate, unique
-from segaudit.types import TWICE, Cell, Counts, Records, Results
+from segaudit.types import RAISED, TWICE, Cell, Counts, Records, Results
 
 ONE_STEP = ("fgsm", "fgsm_ll")
 """Attacks of one step, which may be several passes: the mean over a random defense's draws."""
 FITTED = ("universal",)
 """Attacks with a budget that learn from other images: they may do less than one step on the image itself."""
+INSIDE = ("on_manifold",)
+"""Attacks that go by gradients of what is inside of a defense, which are no passes through the whole model."""
 CONTROL = "noise"
 """The attack that the others must beat."""
 DIRECT = ("white-box", "adaptive")
@@ -80,8 +82,8 @@ class View:
         self.direct = [shot for shot in shots if shot.row.threat in DIRECT]
         free = [shot for shot in shots if shot.records.goal is None and not math.isnan(shot.miou)]
         own = [shot for shot in free if shot.row.threat in DIRECT]
-        self.white = [shot for shot in own if shot.records.backwards.any()]
-        blind = [shot for shot in own if not shot.records.backwards.any()]
+        self.white = [shot for shot in own if shot.records.backwards.any() or inside(shot.row)]
+        blind = [shot for shot in own if not shot.records.backwards.any() and not inside(shot.row)]
         self.noise = [shot for shot in blind if _name(shot.row) == CONTROL]
         self.black = [shot for shot in blind if _name(shot.row) != CONTROL]
         self.elsewhere = [shot for shot in free if shot.row.source or shot.row.threat == "oblivious"]
@@ -134,9 +136,19 @@ def both(weak: Row, strong: Row, left: tuple[float, float], word: str = "but") -
     )
 
 
+def shorter(attack: str) -> str:
+    """The attack of the run that one of the diagnostics takes more steps or draws of; any other attack itself."""
+    return attack.partition(TWICE)[0].partition(RAISED)[0]
+
+
 def single(row: Row) -> bool:
     """Whether an attack takes one step along the gradient."""
     return 0 < row.backwards <= 1 or _name(row) in ONE_STEP
+
+
+def inside(row: Row) -> bool:
+    """Whether an attack goes by gradients that are no passes through the whole model."""
+    return _name(row) in INSIDE
 
 
 def _thorough(shot: Shot) -> bool:
@@ -144,4 +156,4 @@ def _thorough(shot: Shot) -> bool:
 
 
 def _name(row: Row) -> str:
-    return row.attack.partition("(")[0].partition(TWICE)[0]
+    return shorter(row.attack.partition("(")[0])

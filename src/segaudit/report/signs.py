@@ -11,8 +11,8 @@ import numpy as np
 
 from segaudit.metrics import bootstrap, confusion
 from segaudit.report.headline import at_budget, with_sign
-from segaudit.report.shots import Pair, Shot, View, best, both, paired, single
-from segaudit.types import TWICE, Records
+from segaudit.report.shots import Pair, Shot, View, best, both, paired, shorter, single
+from segaudit.types import Records
 
 MARGIN = 0.02
 """A difference in mIoU that is worth a word."""
@@ -154,12 +154,12 @@ def _smaller_budget(view: View) -> Iterator[Pair]:
 
 
 def _more(view: View) -> Iterator[Pair]:
-    """An attack with twice the steps or draws, and the best of the run: of two attacks the weaker one may go on."""
-    for twice in view.white:
-        label, sign, _ = twice.row.attack.partition(TWICE)
-        others = [shot for shot in view.white if shot.at == twice.at and shot is not twice]
-        if sign and any(shot.row.attack == label for shot in others):
-            yield twice, min(others, key=lambda shot: shot.miou)
+    """An attack with more steps or draws, and the best of the run: of two attacks the weaker one may go on."""
+    for longer in view.white:
+        label = shorter(longer.row.attack)
+        others = [shot for shot in view.white if shot.at == longer.at and shot is not longer]
+        if label != longer.row.attack and any(shot.row.attack == label for shot in others):
+            yield longer, min(others, key=lambda shot: shot.miou)
 
 
 def _fresh(pairs: Iterable[Pair]) -> Iterator[Pair]:
@@ -238,7 +238,7 @@ CHECKS: dict[str, tuple[Check, str]] = {
         _pairs(
             "convergence", _more, "more steps or draws do more than every attack of this run, so that they are too weak"
         ),
-        "no run of twice the steps or draws (diagnostics: max_steps leaves out an attack of more than half as many)",
+        "no run of more steps or draws (an attack that has max_steps of `diagnostics` already is given none)",
     ),
 }
 """name -> (the check, what is lacking where it has nothing to compare). `transfer` is asked of bare models,

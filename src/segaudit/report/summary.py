@@ -27,8 +27,8 @@ DASH = "\u2013"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The aggregates of one cell. Shares in [0, 1]; nan where there is nothing to measure.
+class Row(Cell):
+    """A cell with its aggregates. Shares in [0, 1]; nan where there is nothing to measure.
 
     iou_ratio: mIoU over the clean mIoU of the same model and defense (Arnab et al. 2018). linf, l2, share (of the
     places, changed), forwards, backwards, seconds: means over the images. low, high: 95 % bootstrap interval of the
@@ -36,14 +36,9 @@ class Row:
     unchanged: the share of images that are then the clean ones. goal: against the masks that a targeted attack was
     to reach. spread: of a random defense that is scored several times, two standard deviations of the mIoU over the
     draws, of which `miou` and `accuracy` are the means; all else is of the first draw. dice: `confusion.dice`.
+    scoring: of a clean cell, the seconds that the model itself takes for an image, the median of those that were timed.
     """
 
-    model: str
-    defense: str
-    threat: str
-    attack: str
-    norm: str
-    eps: float | None
     images: int
     miou: float
     image_miou: float
@@ -72,6 +67,7 @@ class Row:
     iou_by_size_8bit: Mapping[str, float]
     dice: float
     spread: float = math.nan
+    scoring: float = math.nan
 
     @property
     def cell(self) -> Cell:
@@ -226,6 +222,7 @@ def _row(cell: Cell, records: Records, clean: float) -> Row:
         iou_by_size_8bit=confusion.iou_by_size(records.rounded),
         dice=confusion.dice(records.counts),
         spread=2 * statistics.stdev(mious) if len(mious) > 1 else math.nan,
+        scoring=math.nan if records.scoring is None else float(np.nanmedian(records.scoring)),
     )
 
 

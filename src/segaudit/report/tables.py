@@ -156,7 +156,7 @@ def classes(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -
     body = [
         [
             row.name,
-            row.attack,
+            row.label,
             (_full(row.eps) if exact else show_eps(row.eps, row.norm)),
             *(_share(value, exact) for value in row.iou_by_class),
         ]

@@ -12,7 +12,7 @@ from segaudit.report.headline import norms, with_sign
 from segaudit.report.masking import diagnose, share
 from segaudit.report.shots import Shot, paired, shots
 from segaudit.report.signs import FEWEST, MARGIN, Diagnostic
-from segaudit.report.summary import Row, judged, levels, show_eps, summarise, unique
+from segaudit.report.summary import DASH, Row, judged, levels, show_eps, summarise, unique
 from segaudit.types import Results, UserError
 
 WORDS = {True: "holds", False: "does not hold", None: "cannot be judged"}
@@ -29,6 +29,8 @@ class Verdict:
     nan where there is none. held: whether the worst is above the bare model's by more than `MARGIN` and by more than
     chance; None without an attack on the bare model or an adaptive one, and of fewer than `FEWEST` images. budgets: at
     how many of how many it is. flags: the diagnostics that are raised; lacking: those that were not run.
+    seconds, bare_seconds: what the defended and the bare model take for an image. parameters: of the networks that the
+    defense brings with it, None where that was not noted.
     """
 
     model: str
@@ -45,6 +47,9 @@ class Verdict:
     flags: tuple[str, ...]
     lacking: tuple[str, ...]
     budgets: tuple[int, int] = (0, 0)
+    seconds: float = math.nan
+    bare_seconds: float = math.nan
+    parameters: int | None = None
 
     @property
     def word(self) -> str:
@@ -93,7 +98,8 @@ def verdicts(results: Results, found: Sequence[Diagnostic], rows: Sequence[Row] 
             told = [verdict for verdict in tries if not math.isnan(verdict.worst)]
             if told:
                 most = max(told, key=lambda v: (bool(v.held), -math.inf if v.held is None else v.worst - v.bare))
-                made.append(replace(most, budgets=(sum(bool(v.held) for v in told), len(told))))
+                budgets, count = (sum(bool(v.held) for v in told), len(told)), results.parameters.get(defense)
+                made.append(replace(most, budgets=budgets, parameters=count))
     return made
 
 
@@ -110,14 +116,17 @@ def table(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> 
             v.word,
             ", ".join(v.flags) or "none",
             v.by,
-            repr(v.eps) if exact else f"{v.norm} {show_eps(v.eps, v.norm)}",
+            v.norm,
+            repr(v.eps) if exact else show_eps(v.eps, v.norm),
             *(share(left, exact) for left in (v.clean, v.oblivious, v.adaptive, v.worst, v.bare)),
+            *(_seconds(spent, exact) for spent in (v.seconds, v.bare_seconds)),
+            ("" if exact else DASH) if v.parameters is None else str(v.parameters),
         ]
         for v in made
     ]
     title = f"{results.name}: mIoU in percent of each defense at the budget where it gains most, under the worst attack"
-    head = ["model", "defense", "verdict", "flags", "worst attack", "eps", "clean", "oblivious", "adaptive", "worst"]
-    return Grid(title, [*head, "bare"], body, 5)
+    head = ["model", "defense", "verdict", "flags", "worst attack", "norm", "eps", "clean", "oblivious", "adaptive"]
+    return Grid(title, [*head, "worst", "bare", "seconds", "bare seconds", "parameters"], body, 6)
 
 
 def _at(
@@ -128,7 +137,7 @@ def _at(
     flags: tuple[str, ...],
     lacking: tuple[str, ...],
 ) -> Verdict:
-    clean = next((shot for shot in own if shot.row.clean), None)
+    clean, first = (next((shot for shot in made if shot.row.clean), None) for made in (own, bare))
     worst, beside = _lowest(own, norm, eps), _lowest(bare, norm, eps)
     adaptive, held = _lowest(own, norm, eps, "adaptive"), None
     if worst and beside and adaptive:
@@ -149,6 +158,8 @@ def _at(
         held=held,
         flags=flags,
         lacking=lacking,
+        seconds=clean.row.scoring if clean else math.nan,
+        bare_seconds=first.row.scoring if first else math.nan,
     )
 
 
@@ -157,6 +168,12 @@ def _lowest(shots: Sequence[Shot], norm: str, eps: float, threat: str | None = N
     within = [s for s in shots if not s.row.clean and s.row.norm == norm and s.row.eps is not None and s.row.eps <= eps]
     told = [s for s in within if threat in (None, s.row.threat) and not math.isnan(s.row.miou)]
     return min(told, key=lambda shot: shot.row.miou, default=None)
+
+
+def _seconds(value: float, exact: bool) -> str:
+    if math.isnan(value):
+        return "" if exact else DASH
+    return repr(value) if exact else f"{value:.3g}"
 
 
 def _miou(shot: Shot | None) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from segaudit.types import VOID
+from segaudit.types import VOID, UserError
 
 
 def augment(
@@ -56,6 +58,22 @@ def augment(
         mean = image.mean()
         image = ((image - mean) * (1 + contrast) + mean * (1 + gain) + bias / 4) * tint
     return image.clamp(0, 1).contiguous(), labels if labels.shape == (1, 1) else mask.contiguous()
+
+
+def check(own: Mapping[str, Any]) -> None:
+    """Refuse arguments that `augment` cannot use. Raises UserError."""
+    scale, crop, light = own.get("scale", (1.0, 1.0)), own.get("crop"), own.get("light", 0.0)
+    for key in ("flip", "turn"):
+        if type(own.get(key, False)) is not bool:
+            raise UserError(f"augment: {key} must be true or false, not {own[key]!r}")
+    numbers = isinstance(scale, (list, tuple)) and all(type(end) in (int, float) for end in scale)
+    if not numbers or len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        raise UserError(f"augment: scale must be two numbers above 0, the smaller first: [0.5, 2.0], not {scale!r}")
+    sides = isinstance(crop, (list, tuple)) and len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)
+    if crop is not None and not sides:
+        raise UserError(f"augment: crop must be [height, width], whole numbers of at least 1, not {crop!r}")
+    if type(light) not in (int, float) or not 0 <= light <= 1:
+        raise UserError(f"augment: light must be a number from 0 to 1, not {light!r}")
 
 
 def _pick(most: int, rng: Generator) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from segaudit.nn.precision import default_device, prepare_process, resolve
 from segaudit.registry import suggest
 from segaudit.rng import ImageStreams
 from segaudit.training.augment import augment
+from segaudit.training.augment import check as check_views
 from segaudit.training.rates import RATES
 from segaudit.types import Batch, Segmenter, UserError
 
@@ -45,14 +47,15 @@ Judge = Callable[[Any, Samples, int], dict[str, float]]
 class Schedule:
     """How long and how fast.
 
-    lr: the peak of AdamW's learning rate. lr_schedule: its course, a name in `rates.RATES`. warmup: the share of the
-    training in which it rises to the peak.
+    lr: the peak of AdamW's learning rate. betas: how long it remembers slopes and their squares. lr_schedule: the
+    course of the rate, a name in `rates.RATES`. warmup: the share of the training in which it rises to the peak.
     """
 
     epochs: int = 60
     batch: int = 8
     lr: float = 1e-3
     weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
     lr_schedule: str = "one_cycle"
     warmup: float = 0.1
     clip: float = 5.0
@@ -66,10 +69,24 @@ class Schedule:
         if self.lr_schedule not in RATES:
             near = suggest(str(self.lr_schedule), RATES)
             raise UserError(f"lr_schedule must be one of {', '.join(RATES)}, not {self.lr_schedule!r}{near}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be two numbers from 0 to below 1, such as [0.5, 0.9], not {list(self.betas)}")
         known = [key for key in inspect.signature(augment).parameters if key not in ("image", "labels", "rng")]
         for key in self.augment:
             if key not in known:
                 raise UserError(f"augment has no {key!r}{suggest(str(key), known)}; it has: {', '.join(known)}")
+        check_views(self.augment)
+        for key, least in (("epochs", 1), ("batch", 1), ("validate_every", 1), ("workers", 0)):
+            if type(value := getattr(self, key)) is not int or value < least:
+                raise UserError(f"{key} must be a whole number of at least {least}, not {value!r}")
+        for key, wanted, sound in (
+            ("lr", "a number above 0", 0 < self.lr < math.inf),
+            ("weight_decay", "a number of at least 0", 0 <= self.weight_decay < math.inf),
+            ("warmup", "a share from 0 to 1", 0 <= self.warmup <= 1),
+            ("clip", "a number above 0", self.clip > 0),
+        ):
+            if not sound:
+                raise UserError(f"{key} must be {wanted}, not {getattr(self, key)!r}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,8 @@ def fit(
     device = accelerator.device
     cast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     model.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.lr)
+    betas = float(schedule.betas[0]), float(schedule.betas[1])
+    optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.lr, betas=betas)
     views = _Views(train, schedule)
     steps = max(1, len(train.ids) // schedule.batch)
     folder.mkdir(parents=True, exist_ok=True)

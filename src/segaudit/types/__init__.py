@@ -14,11 +14,13 @@ from segaudit.types.contracts import (
 )
 from segaudit.types.rows import (
     EVADING,
+    RAISED,
     TWICE,
     Cell,
     Counts,
     Floats,
     Hidden,
+    Hiding,
     Ints,
     Norms,
     Picture,
@@ -33,6 +35,7 @@ from segaudit.types.rows import (
 __all__ = [
     "EVADING",
     "NEVER",
+    "RAISED",
     "TWICE",
     "VOID",
     "Attack",
@@ -42,6 +45,7 @@ __all__ = [
     "Defense",
     "Floats",
     "Hidden",
+    "Hiding",
     "Ints",
     "Membership",
     "Norms",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Seen = TypeVar("Seen")
+Size = TypeVar("Size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Records:
     """Of a worst case over several attacks: which of them each row is of."""
     redrawn: Counts | None = None
     """Of a random model scored several times: the counts of every draw, N x draws x K; `counts` is the first."""
+    scoring: Floats | None = None
+    """Of a clean cell, the seconds that the model itself took for each image."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,17 +121,20 @@ TWICE = " with twice the "
 """Between the attack of a cell and its `steps` or `draws`: of the diagnostics, the same attack with more of them."""
 
 
+RAISED = " raised to "
+"""Likewise where twice the steps were too many: between the attack and how many it has (`200 steps`)."""
+
+
 @dataclass(frozen=True, slots=True)
-class Hidden:
-    """Pictures with others hidden in them, for one resizer and what guards it, as one model sees them: N rows.
+class Hiding(Generic[Seen, Size]):
+    """Pictures with others hidden in them, for one resizer and what guards it, as one model sees them.
 
     threat: what the attack knew: `white-box` (there is no guard), `oblivious` (it was made for the resizer alone),
     `adaptive`, or `EVADING` and the detector that it knew of. Against their own labels, clean, source: the pictures
     before and after the attack, resized safely; before, after: the same as the network gets them, through the guard.
     Against the hidden pictures' labels, goal, target: those pictures, and what the network gets. linf, l2: how far that
     is from the hidden picture. change: L2 of the perturbation at full size. similarity: SSIM of before and after at
-    full size. changed: the share of the places whose pixel is another. scores: of each detector, on the pictures before
-    and after.
+    full size. changed: the share of the places whose pixel is another.
     """
 
     model: str
@@ -135,18 +142,24 @@ class Hidden:
     method: str
     guard: str
     threat: str
+    clean: Seen
+    source: Seen
+    before: Seen
+    after: Seen
+    goal: Seen
+    target: Seen
+    linf: Size
+    l2: Size
+    change: Size
+    similarity: Size
+    changed: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden(Hiding[Counts, Floats]):
+    """Picture by picture, N rows. scores: of each detector, on the pictures before and after."""
+
     ids: tuple[str, ...]
-    clean: Counts
-    source: Counts
-    before: Counts
-    after: Counts
-    goal: Counts
-    target: Counts
-    linf: Floats
-    l2: Floats
-    change: Floats
-    similarity: Floats
-    changed: Floats
     scores: Mapping[str, tuple[Floats, Floats]]
 
 
@@ -168,12 +181,15 @@ class Picture:
     """One image of one cell, kept to be shown and to be scored by another model.
 
     delta: C x H x W float16; the image that was judged is the clean one plus exactly this.
-    prediction: H x W uint8, the model's classes on it.
+    prediction: H x W uint8, the model's classes on it. Of a defense that purifies images, purified: H x W x C uint8,
+    what the model was given of it; bare: H x W uint8, the classes of the model without the defense.
     """
 
     id: str
     delta: NDArray[np.float16]
     prediction: NDArray[np.uint8]
+    purified: NDArray[np.uint8] | None = None
+    bare: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,5 +223,7 @@ class Results:
     """What certificates are made from, in the order of the plan."""
     scaling: Sequence[Hidden] = ()
     """Image scaling attacks on each model, in the order of the plan."""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Of the networks that each defense brings with it, by its name."""
     detection: Sequence[Watched] = ()
     """What detectors make of each model's clean and attacked images, in the order of the plan."""

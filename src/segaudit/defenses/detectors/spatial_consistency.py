@@ -20,7 +20,8 @@ def spatial_consistency(model: Segmenter, images: Tensor, *, pairs: int = 8, siz
 
     pairs: of patches an image, over which the mean is taken. size: a patch's share of the image's sides. A pair
     overlaps by half of each side at least; where it lies comes from `segaudit.rng.streams_of`. Scores N in [0, 1],
-    with the gradient of the same IoU of softmax maps. A call costs 2 pairs x size^2 passes of an image.
+    with the gradient of the same IoU of softmax maps. A call costs 2 pairs x size^2 passes of an image,
+    patches being counted by their share of it.
     Raises UserError for a classifier, whose maps are of one pixel.
     Source: Xiao et al. 2018 (spatial consistency).
     """
