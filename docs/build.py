@@ -8,6 +8,13 @@ from pathlib import Path
 from segaudit import registry
 
 HANDED = {"model", "images", "labels", "rng", "targeted", "batch", "outputs", "ids", "look_up"}
+"""What most kinds of parts are handed beside the arguments of a spec; other kinds, something else."""
+OTHERS: dict[str, set[str]] = {
+    "data": set(),
+    "guard": {"resizer", "rng"},
+    "scaling": {"source", "target", "resizer", "noticed"},
+    "scaling_detector": {"pictures", "resizer", "size"},
+}
 
 
 def reference() -> str:
@@ -22,7 +29,7 @@ def reference() -> str:
             own = [
                 f"{key}" if p.default is p.empty else f"{key}={p.default!r}"
                 for key, p in inspect.signature(function).parameters.items()
-                if key not in HANDED and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+                if key not in OTHERS.get(kind, HANDED) and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
             ]
             lines += [f"### {name}", "", f"`{name}({', '.join(own)})`", "", inspect.getdoc(function) or "", ""]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 
-from nets import KINDS, Net, problem
+from nets import HEIGHT, KINDS, WIDTH, Net, Painter, problem
 from segaudit import registry
 from segaudit.attacks.fgsm import fgsm
 from segaudit.defenses.eot import draws_of
-from segaudit.models.denoiser import Denoiser
+from segaudit.models.purifiers.cvae import CVAE
+from segaudit.models.purifiers.residual import Residual
 from segaudit.nn.jpeg import jpeg as compressed
 from segaudit.nn.straight import through
 from segaudit.rng import ImageStreams, drawing, is_random
@@ -28,14 +30,29 @@ from segaudit.types import Segmenter, UserError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def denoiser() -> Denoiser:
+def denoiser() -> Residual:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = Denoiser(width=4)
+        net = Residual(width=4)
         nn.init.normal_(net.head.weight, std=0.1)
     return net.double()
 
 
+def teller() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = CVAE(channels=3, size=(HEIGHT, WIDTH), classes=3, z=4)
+    return net.double()
+
+
+def diffuser() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net: nn.Module = registry.load("purifier", "diffusion")(width=8, timesteps=50)
+    return net.double()
+
+
+DIFFUSERS = find_spec("diffusers") is not None
 DEFENSES: list[dict[str, Any]] = [
     {"name": "none"},
     {"name": "multiscale"},
@@ -54,8 +71,15 @@ DEFENSES: list[dict[str, Any]] = [
     {"name": "smoothing", "sigma": 0.1, "draws": 3},
     {"name": "smoothing", "draws": 2, "fusion": "votes"},
     {"name": "denoise", "denoiser": denoiser()},
+    {"name": "purify", "purifier": denoiser()},
+    {"name": "puvae", "purifier": teller()},
+    *([{"name": "diffusion", "purifier": diffuser(), "steps": 3, "gradient_steps": 2}] if DIFFUSERS else []),
+    {"name": "gan_inversion", "generator": Painter(3, HEIGHT, WIDTH), "steps": 4, "restarts": 2},
     {"name": "chain", "parts": ["jpeg", {"name": "random_transforms", "bits": None}, {"name": "multiscale"}]},
 ]
+RANDOM = ("random_transforms", "smoothing", "diffusion", "gan_inversion")
+ONE_SIZE = {"puvae", "gan_inversion"}
+"""What is made for images of one size."""
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: "-".join(map(str, d.values()))[:50])
 
 
@@ -97,7 +121,8 @@ def streams(count: int, seed: int = 0) -> ImageStreams:
 
 
 def test_every_defense_is_here() -> None:
-    assert {defense["name"] for defense in DEFENSES} == set(registry.names("defense"))
+    lacking = set() if DIFFUSERS else {"diffusion"}
+    assert {defense["name"] for defense in DEFENSES} | lacking == set(registry.names("defense"))
 
 
 @every
@@ -106,7 +131,8 @@ def test_logits_are_of_the_model_s_shape_and_every_image_has_a_gradient(defense:
     p = problem(kind)
     model = behind(p.model, defense)
     assert model.class_names == p.model.class_names
-    sizes = [(17, 23), (24, 16), (9, 31)] if kind == "segmentation" else [(17, 23)]
+    others = [(24, 16), (9, 31)] if kind == "segmentation" and defense["name"] not in ONE_SIZE else []
+    sizes = [(HEIGHT, WIDTH), *others]
     for size in sizes:
         images = F.interpolate(p.images, size).requires_grad_()
         with drawing(streams(4)):
@@ -140,7 +166,7 @@ def test_images_and_model_are_as_they_were(defense: dict[str, Any]) -> None:
         model(p.images)
     assert torch.equal(p.images, before)
     assert all(torch.equal(v, kept[k]) for k, v in p.model.state_dict().items())
-    assert is_random(model) == any(name in str(defense) for name in ("random_transforms", "smoothing"))
+    assert is_random(model) == any(name in str(defense) for name in RANDOM)
 
 
 SMOOTH = [

@@ -23,7 +23,7 @@ from segaudit.audit.run import results
 from segaudit.audit.spec import RunSpec
 from segaudit.defenses.certify import ballot
 from segaudit.models import bundled
-from segaudit.models.denoiser import save_denoiser
+from segaudit.models.purifiers import save_purifier
 from segaudit.report.certified import certificates
 from segaudit.report.page import page
 from segaudit.report.tables import table
@@ -91,7 +91,7 @@ def test_the_gradient_goes_through_the_denoiser() -> None:
 
 def test_a_spec_s_path_becomes_the_denoiser_wherever_it_stands(tmp_path: Path) -> None:
     path, images = tmp_path / "net.safetensors", noisy(2, 3, 9, 12).float()
-    save_denoiser(lively().float(), path)
+    save_purifier(lively().float(), path)
     here, bare = {"denoiser": str(path)}, problem("segmentation", torch.float32).model
     expected = bare(lively().float()(images))
     for part in (
@@ -130,7 +130,7 @@ def test_the_weights_are_in_the_keys_of_what_they_decide_and_in_no_other(tmp_pat
     }
 
     def found(seed: int, over: dict[str, Any]) -> tuple[list[str], list[str]]:
-        save_denoiser(lively(seed).float(), path)
+        save_purifier(lively(seed).float(), path)
         return keys(small(tmp_path, **over))
 
     (old, old_votes), (one, one_votes), (two, two_votes) = found(0, plain), found(0, denoised), found(1, denoised)
@@ -141,14 +141,14 @@ def test_the_weights_are_in_the_keys_of_what_they_decide_and_in_no_other(tmp_pat
     assert (one_votes[0], len(one_votes)) == (old_votes[0], 2)
     assert two_votes[0] == one_votes[0] != one_votes[1] != two_votes[1]
     (only,) = keys(small(tmp_path, certification=TINY | here))[1]
-    save_denoiser(lively(1).float(), path)
+    save_purifier(lively(1).float(), path)
     assert only == one_votes[1]
     assert keys(small(tmp_path, certification=TINY | here))[1] == [two_votes[1]]
 
 
 def test_a_run_certifies_with_and_without_a_denoiser_and_says_so(tmp_path: Path) -> None:
     path, out = tmp_path / "net.safetensors", tmp_path / "out"
-    save_denoiser(lively().float(), path)
+    save_purifier(lively().float(), path)
     here = {"denoiser": str(path)}
     asked: dict[str, Any] = {
         "attacks": ["fgsm"],
@@ -170,7 +170,7 @@ def test_a_run_certifies_with_and_without_a_denoiser_and_says_so(tmp_path: Path)
     assert "the copies pass through it before the model (denoised smoothing), and the certificate is" in text
 
     before = parts_of(out)
-    save_denoiser(lively(1).float(), path)
+    save_purifier(lively(1).float(), path)
     again = audit(small(tmp_path, **asked), out)
     new = parts_of(out).keys() - before.keys()
     assert all(parts_of(out)[key] == before[key] for key in before)

@@ -19,7 +19,8 @@ from segaudit.audit import build as audit
 from segaudit.audit import parts
 from segaudit.audit.train import TrainSpec, read, train
 from segaudit.models import bundled, weights
-from segaudit.models.denoiser import Denoiser, build, card_of, load_denoiser, save_denoiser
+from segaudit.models.purifiers import Purifier, build, card_of, load_purifier, save_purifier
+from segaudit.models.purifiers.residual import Bottleneck, Residual
 from segaudit.rng import ImageStreams
 from segaudit.training.denoise import denoise, psnr
 from segaudit.training.loop import Progress, fit
@@ -29,7 +30,7 @@ from train_kit import weights as kept
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FORMS = {"residual": False, "bottleneck": True}
+FORMS = {"residual": Residual, "bottleneck": Bottleneck}
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +39,11 @@ def _plain_arithmetic() -> Any:
     torch.set_flush_denormal(False)
 
 
-def lively(seed: int = 0, **own: Any) -> Denoiser:
+def lively(seed: int = 0, form: str = "residual", **own: Any) -> Residual:
     """With random weights in its last layer too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Denoiser(**{"width": 4} | own)
+        net = FORMS[form](**{"width": 4} | own)
         nn.init.normal_(net.head.weight, std=0.1)
     return net.double().eval()
 
@@ -54,7 +55,7 @@ def noisy(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("form", FORMS)
 def test_images_of_any_size_come_back_in_range_and_each_on_its_own(form: str) -> None:
     for channels, height, width in ((3, 17, 23), (1, 28, 28), (3, 1, 1), (3, 8, 40), (4, 9, 64)):
-        net, images = lively(channels=channels, bottleneck=FORMS[form]), noisy(3, channels, height, width)
+        net, images = lively(channels=channels, form=form), noisy(3, channels, height, width)
         images.requires_grad_()
         made = net(images)
         assert made.shape == images.shape
@@ -65,36 +66,36 @@ def test_images_of_any_size_come_back_in_range_and_each_on_its_own(form: str) ->
         (slope,) = torch.autograd.grad((made - 0.3).square().sum(), images)
         assert slope.isfinite().all()
         assert slope.any()
-    with pytest.raises(UserError, match="denoiser: it is made for 4 channels, and the images have 3"):
+    with pytest.raises(UserError, match=f"purifier '{form}': it is made for 4 channels, and the images have 3"):
         net(noisy(1, 3, 8, 8))
 
 
 def test_it_starts_from_the_picture_as_it_is_and_clips_it_when_it_is_not_trained() -> None:
-    images, net = noisy(2, 3, 10, 12), Denoiser(width=4).double()
+    images, net = noisy(2, 3, 10, 12), Residual(width=4).double()
     assert torch.equal(net.train()(images), images)
     assert torch.equal(net.eval()(images), images.clamp(0, 1))
 
 
 def test_a_bottleneck_lets_as_many_numbers_through_as_it_says() -> None:
     for form, rank in (("bottleneck", 2 * 3), ("residual", 64)):
-        net = lively(channels=1, width=3, bottleneck=FORMS[form]).train()  # without the clip all is smooth
+        net = lively(channels=1, width=3, form=form).train()  # without the clip all is smooth
         slopes = torch.autograd.functional.jacobian(net, noisy(1, 1, 8, 8)).view(64, 64)
         assert int(torch.linalg.matrix_rank(slopes, rtol=1e-9)) == rank
 
 
 def test_the_spec_s_network_is_of_the_size_that_was_wanted(tmp_path: Path) -> None:
     spec = parts.read(TrainSpec, Path(__file__).parent.parent / "experiments" / "train" / "camvid-denoiser.yaml")
-    net = audit.denoiser(spec.model, 3)
+    net = audit.purifier(spec.model, (3, 192, 256), 11)
     assert 50_000 < sum(p.numel() for p in net.parameters()) < 300_000
-    save_denoiser(net, tmp_path / "net.safetensors", dtype=torch.float16)
+    save_purifier(net, tmp_path / "net.safetensors", dtype=torch.float16)
     assert (tmp_path / "net.safetensors").stat().st_size < 500_000
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_its_weights_build_it_again(form: str, tmp_path: Path) -> None:
-    net, path = lively(channels=1, width=3, depth=2, bottleneck=FORMS[form]).float(), tmp_path / "net.safetensors"
-    save_denoiser(net, path, {"score": {"psnr": 30.0}})
-    again, images = load_denoiser(str(path)), noisy(2, 1, 9, 11).float()
+    net, path = lively(channels=1, width=3, depth=2, form=form).float(), tmp_path / "net.safetensors"
+    save_purifier(net, path, {"score": {"psnr": 30.0}})
+    again, images = load_purifier(str(path)), noisy(2, 1, 9, 11).float()
     assert torch.equal(again(images), net(images))
     assert not torch.equal(again(images), images.clamp(0, 1))
     assert not again.training
@@ -102,8 +103,8 @@ def test_its_weights_build_it_again(form: str, tmp_path: Path) -> None:
     assert weights.read(path)[1] == {"model": card_of(net), "score": {"psnr": 30.0}}
     assert card_of(again) == card_of(net)
     assert card_of(net)["name"] == form
-    save_denoiser(net, path, dtype=torch.float16)
-    torch.testing.assert_close(load_denoiser(path)(images), net(images), rtol=0, atol=1e-2)
+    save_purifier(net, path, dtype=torch.float16)
+    torch.testing.assert_close(load_purifier(path)(images), net(images), rtol=0, atol=1e-2)
 
 
 def test_what_is_no_denoiser_is_said_in_one_line(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_what_is_no_denoiser_is_said_in_one_line(tmp_path: Path) -> None:
     weights.write(nn.Conv2d(3, 2, 1), bare, {})
     damaged.write_bytes(b"nothing")
     other = tmp_path / "other.safetensors"
-    weights.write(nn.Conv2d(3, 2, 1), other, {"model": card_of(Denoiser(width=4))})
+    weights.write(nn.Conv2d(3, 2, 1), other, {"model": card_of(Residual(width=4))})
     for path, said in (
         (bundled.ZOO / "unet.safetensors", "unet.safetensors holds model 'unet'; give weights that `segaudit train`"),
         (bare, "bare.safetensors has no card that says what network it is of; give weights"),
@@ -120,7 +121,7 @@ def test_what_is_no_denoiser_is_said_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "none.safetensors", "weights: there is no file"),
     ):
         with pytest.raises(UserError) as error:
-            load_denoiser(path)
+            load_purifier(path)
         assert said in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -131,15 +132,23 @@ def test_what_is_no_denoiser_is_said_in_one_line(tmp_path: Path) -> None:
         ("x", "has no card that says what network it is of; give weights"),
         ([], "has no card that says what network it is of; give weights"),
         ({"name": "residual"}, "holds model 'residual'; give weights"),
-        ({"source": "denoiser"}, "holds denoiser None, which is none of residual, bottleneck; give weights"),
-        ({"source": "denoiser", "name": []}, "holds denoiser [], which is none of residual, bottleneck; give"),
-        ({"source": "denoiser", "name": "residul"}, "holds denoiser 'residul', which is none of residual, bottleneck"),
-        ({"source": "denoiser", "name": "residual"}, "args must be channels, width and depth, not None; give weights"),
-        ({"source": "denoiser", "name": "residual", "args": [1]}, "must be channels, width and depth, not [1]; give"),
-        ({"source": "denoiser", "name": "residual", "args": {"foo": 1}}, "and depth, not {'foo': 1}; give weights"),
+        ({"source": "purifier"}, "holds purifier None, which is none of residual, bottleneck"),
+        ({"source": "purifier", "name": []}, "holds purifier [], which is none of residual, bottleneck"),
+        ({"source": "purifier", "name": "residul"}, "holds purifier 'residul', which is none of residual, bottleneck"),
+        ({"source": "purifier", "name": "residual"}, "args must be channels, width, depth, not None; give weights"),
         (
-            {"source": "denoiser", "name": "residual", "args": {"channels": 3, "width": "x", "depth": 1}},
-            "has a card that no network fits (denoiser: width must be a whole number of at least 1, not 'x'); give",
+            {"source": "purifier", "name": "os:system", "args": {"command": "true"}},
+            "holds purifier 'os:system', which is none",
+        ),
+        ({"source": "purifier", "name": "residual", "args": [1]}, "must be channels, width, depth, not [1]; give"),
+        ({"source": "purifier", "name": "residual", "args": {"foo": 1}}, "width, depth, not {'foo': 1}; give weights"),
+        (
+            {"source": "purifier", "name": "residual", "args": {"channels": 3, "width": "x", "depth": 1}},
+            "no network fits (purifier 'residual': width must be a whole number of at least 1, not 'x'); give",
+        ),
+        (
+            {"source": "purifier", "name": "residual", "args": {"channels": 3, "width": 4, "depth": 10**9}},
+            "no network fits (purifier 'residual': depth must be a whole number of at most 64, not 1000000000); give",
         ),
     ],
 )
@@ -147,22 +156,22 @@ def test_a_card_that_is_none_is_one_line(model: Any, said: str, tmp_path: Path) 
     path = tmp_path / "net.safetensors"
     weights.write(lively().float(), path, {"model": model})
     with pytest.raises(UserError) as error:
-        load_denoiser(path)
-    assert str(error.value).startswith(f"denoiser: {path} ")
+        load_purifier(path)
+    assert str(error.value).startswith(f"purifier: {path} ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("form", "other"), [("residual", "bottleneck"), ("bottleneck", "residual")])
 def test_weights_of_the_other_form_are_refused_where_their_card_tells(form: str, other: str, tmp_path: Path) -> None:
-    path, net = tmp_path / "net.safetensors", lively(bottleneck=FORMS[other]).float()
-    save_denoiser(net, path)
+    path, net = tmp_path / "net.safetensors", lively(form=other).float()
+    save_purifier(net, path)
     with pytest.raises(UserError) as error:
-        build(form, 3, {"width": 4}, str(path))
-    assert str(error.value) == f"denoiser {form!r}: {path} holds a {other!r}; give `name: {other}`, or other weights"
-    assert equal(kept(build(other, 3, {"width": 4}, str(path))), kept(net))
+        build(form, (3, 8, 8), 2, {"width": 4}, str(path))
+    assert str(error.value) == f"purifier {form!r}: {path} holds a {other!r}; give `name: {other}`, or other weights"
+    assert equal(kept(build(other, (3, 8, 8), 2, {"width": 4}, str(path))), kept(net))
     weights.write(net, path, {})  # which may be of either
-    assert equal(kept(build(form, 3, {"width": 4}, str(path))), kept(net))
+    assert equal(kept(build(form, (3, 8, 8), 2, {"width": 4}, str(path))), kept(net))
 
 
 class Seen(nn.Module):
@@ -267,7 +276,7 @@ RECIPE = partial(denoise, sigma=[0.1, 0.25])
 
 def test_it_learns_to_take_noise_away(tmp_path: Path) -> None:
     train, held_out = Drawn("segmentation", 64, 1), Drawn("segmentation", 8, 2)
-    net = build("residual", 3, {"width": 16})
+    net = build("residual", (3, 17, 23), 5, {"width": 16})
     judge = partial(psnr, sigma=0.25)
     before = judge(net, held_out)
     own = schedule(epochs=8, lr=5e-3, weight_decay=0.0, validate_every=4)
@@ -292,8 +301,8 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> Non
         if (progress.epoch, progress.step) == (1, 2):
             raise Killed
 
-    def made(seed: int = 0) -> Denoiser:
-        return build("bottleneck", 3, {"width": 3}, seed=seed)
+    def made(seed: int = 0) -> Purifier:
+        return build("bottleneck", (3, 17, 23), 5, {"width": 3}, seed=seed)
 
     own = schedule(epochs=3, batch=4)
     undisturbed, resumed, plain = made(), made(9), made()
@@ -309,7 +318,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> Non
 
 def content(**over: Any) -> dict[str, Any]:
     data = {split: {"name": "scenes", "split": split, "images": 4} for split in ("train", "val")}
-    made = {"name": "tiny", "model": {"source": "denoiser", "name": "residual", "args": {"width": 4}}, "data": data}
+    made = {"name": "tiny", "model": {"source": "purifier", "name": "residual", "args": {"width": 4}}, "data": data}
     made |= {"recipe": {"name": "denoise", "sigma": [0, "1/4"]}, "epochs": 1, "batch": 2, "precision": "fp32"}
     return made | over
 
@@ -323,7 +332,7 @@ def test_a_training_leaves_weights_a_card_and_curves(
         cli.main(["train", "spec.yaml", "--out", "out"])
     assert not exit.value.code
     path, *said = capfd.readouterr().out.splitlines()
-    net, card = load_denoiser(path), weights.read(path)[1]
+    net, card = load_purifier(path), weights.read(path)[1]
     spec = parts.read(TrainSpec, Path("spec.yaml"))
     assert read(Path(path)) == spec
     score = card["score"]
@@ -333,7 +342,7 @@ def test_a_training_leaves_weights_a_card_and_curves(
     assert card["training"] == spec.model_dump(mode="json")
     assert (card["model"], card["training"]["seed"]) == (card_of(net), 0)
     assert card["model"]["args"] == {"channels": 3, "width": 4, "depth": 1}
-    assert card["start"] == audit.digest(audit.denoiser(spec.model, 3, 0)) != audit.digest(net)
+    assert card["start"] == audit.digest(audit.purifier(spec.model, (3, 128, 128), 8, 0)) != audit.digest(net)
     assert card["data"]["val"]["images"] == card["images"] == 4
     assert "class_names" not in card
     page = Path("out/curves.html").read_text()
@@ -347,7 +356,7 @@ def test_a_training_leaves_weights_a_card_and_curves(
 
 def test_a_training_takes_a_segmenter_and_weights_to_start_from(tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
-    save_denoiser(lively().float(), start)
+    save_purifier(lively().float(), start)
     zoo = bundled.ZOO / "unet.safetensors"
     segmenter = {"source": "tiny", "name": "unet", "weights": str(zoo)}
     made = content(
@@ -370,12 +379,16 @@ def test_a_training_takes_a_segmenter_and_weights_to_start_from(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"model": "unet"}, "recipe 'denoise' trains a denoiser: give `model: {source: denoiser, name: residual}`"),
-        ({"recipe": "standard"}, "recipe 'standard' trains no denoiser: give `recipe: {name: denoise, sigma"),
-        ({"model": {"source": "denoiser", "name": "residul"}}, "has no network 'residul' (did you mean 'residual'?)"),
-        ({"model": {"source": "denoiser", "name": "residual", "args": {"widht": 3}}}, "(did you mean 'width'?)"),
-        ({"model": {"source": "denoiser", "name": "residual", "args": {"depth": 0}}}, "depth must be a whole number"),
-        ({"model": {"source": "denoiser", "name": "residual", "outputs": 3}}, "model: a denoiser has no outputs"),
+        ({"model": "unet"}, "recipe 'denoise' trains a purifier: give `model: {source: purifier, name: residual}`"),
+        ({"recipe": "standard"}, "recipe 'standard' trains no purifier: give `recipe: {name: denoise, sigma"),
+        (
+            {"model": {"source": "purifier", "name": "residul"}},
+            "no purifier is called 'residul' (did you mean 'residual'?)",
+        ),
+        ({"model": {"source": "purifier", "name": "residual", "args": {"widht": 3}}}, "(did you mean 'width'?)"),
+        ({"model": {"source": "purifier", "name": "residual", "args": {"channels": 1}}}, "has no argument 'channels'"),
+        ({"model": {"source": "purifier", "name": "residual", "args": {"depth": 0}}}, "depth must be a whole number"),
+        ({"model": {"source": "purifier", "name": "residual", "outputs": 3}}, "model: a purifier has no outputs"),
         ({"recipe": {"name": "denoise", "sigma": [1]}}, "recipe denoise: sigma must be a number of at least 0, or"),
         ({"recipe": {"name": "denoise"}}, "recipe 'denoise' needs the argument 'sigma'"),
         ({"recipe": {"name": "denoise", "sigma": 1, "segmenter": 3}}, "segmenter must be a name, or {name: ..., and"),

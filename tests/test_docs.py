@@ -60,6 +60,13 @@ def test_every_experiment_is_a_valid_spec() -> None:
         parts.read(TrainSpec, path)
 
 
+def test_the_reference_has_the_arguments_of_a_spec_alone() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    assert "`scenes(split='val', images=None, " in text
+    for signature in ("median(reach=1.0)", "down_up_mse()", "pgd(eps, steps=20, ", "next()", "multiscale(scales="):
+        assert f"\n`{signature}" in text
+
+
 def test_the_reference_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "build.py"))["reference"]()
     assert (ROOT / "docs" / "reference.md").read_text() == made, "run `make docs`"

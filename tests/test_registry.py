@@ -11,6 +11,7 @@ from segaudit import registry
 from segaudit.types import UserError
 
 KINDS = ["attack", "scaling", "guard", "scaling_detector", "detector", "data", "model", "recipe", "target", "defense"]
+KINDS += ["purifier"]
 
 
 def said(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:

@@ -151,7 +151,7 @@ def test_a_card_has_what_the_training_began_with_and_names_what_it_was_resumed_w
 
 
 DENOISE: dict[str, Any] = {
-    "model": {"source": "denoiser", "name": "residual", "args": {"width": 4}},
+    "model": {"source": "purifier", "name": "residual", "args": {"width": 4}},
     "recipe": {"name": "denoise", "sigma": 0.1},
 }
 
@@ -180,6 +180,25 @@ DENOISE: dict[str, Any] = {
             )
             for other in ({}, {"segmenter": "unet"})
         ),
+        ({"lr": -1}, "lr must be a number above 0, not -1.0"),
+        ({"lr": float("nan")}, "lr must be a number above 0, not nan"),
+        ({"warmup": 1.5}, "warmup must be a share from 0 to 1, not 1.5"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number of at least 0, not -0.1"),
+        ({"clip": 0}, "clip must be a number above 0, not 0.0"),
+        ({"augment": {"flip": 1}}, "augment: flip must be true or false, not 1"),
+        ({"augment": {"turn": "no"}}, "augment: turn must be true or false, not 'no'"),
+        *(
+            (
+                {"augment": {"scale": scale}},
+                f"augment: scale must be two numbers above 0, the smaller first: [0.5, 2.0], not {scale!r}",
+            )
+            for scale in (2, [1], [2, 1], [0, 1], ["1/2", 2])
+        ),
+        *(
+            ({"augment": {"crop": crop}}, "augment: crop must be [height, width], whole numbers of at least 1, not ")
+            for crop in (32, [32], [32, 0], [32.5, 32])
+        ),
+        ({"augment": {"light": -0.1}}, "augment: light must be a number from 0 to 1, not -0.1"),
     ],
 )
 def test_a_spec_that_cannot_begin_leaves_no_note_behind(over: Any, said: str, tmp_path: Path) -> None:
@@ -188,6 +207,14 @@ def test_a_spec_that_cannot_begin_leaves_no_note_behind(over: Any, said: str, tm
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_checked_before_any_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(build, "dataset", read.append)
+    with pytest.raises(UserError, match=r"^lr must be a number above 0, not -1\.0"):
+        train(TrainSpec.model_validate(content(lr=-1)), tmp_path)
+    assert not read
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def test_a_card_that_is_no_mapping_is_refused(card: str, tmp_path: Path) -> None
         weights.read(path)
 
 
+def test_a_card_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"weight": torch.ones(2, 3)}, path, metadata={"segaudit": "[" * 100_000})
+    with pytest.raises(UserError, match=r"not a whole safetensors file \(maximum recursion depth"):
+        weights.read(path)
+
+
 def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
     path, found = tmp_path / "net.safetensors", set()
     for _ in range(20):

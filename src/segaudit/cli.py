@@ -33,7 +33,7 @@ Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder o
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
 KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
 KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling", "guards": "guard"}
-KINDS |= {"scaling_detectors": "scaling_detector", "detectors": "detector"}
+KINDS |= {"scaling_detectors": "scaling_detector", "detectors": "detector", "purifiers": "purifier"}
 
 
 def _version(asked: bool) -> None:
@@ -85,7 +85,11 @@ def table(
         ),
     ] = "",
     quantity: Annotated[
-        str, typer.Option(help="miou, image_miou, iou_ratio, accuracy (or with _8bit), dice, success.")
+        str,
+        typer.Option(
+            help="miou, image_miou, iou_ratio, accuracy (or with _8bit), dice, success, spread, goal_miou or "
+            "goal_accuracy [miou]."
+        ),
     ] = "",
     format: Annotated[str, typer.Option(help="markdown, latex or csv.")] = "markdown",
 ) -> None:

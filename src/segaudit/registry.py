@@ -41,6 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
         "square": "segaudit.attacks.square:square",
         "noise": "segaudit.attacks.noise:noise",
         "evading": "segaudit.attacks.evading:evading",
+        "on_manifold": "segaudit.attacks.on_manifold:on_manifold",
     },
     "scaling": {
         "image_scaling": "segaudit.attacks.image_scaling:image_scaling",
@@ -89,6 +90,10 @@ TABLES: dict[str, dict[str, str]] = {
         "chain": "segaudit.defenses.chain:chain",
         "smoothing": "segaudit.defenses.smoothing:smoothing",
         "denoise": "segaudit.defenses.denoise:denoise",
+        "purify": "segaudit.defenses.purify:purify",
+        "puvae": "segaudit.defenses.puvae:puvae",
+        "gan_inversion": "segaudit.defenses.gan_inversion:gan_inversion",
+        "diffusion": "segaudit.defenses.diffusion:diffusion",
     },
     "membership": {},
     "data": {
@@ -101,6 +106,7 @@ TABLES: dict[str, dict[str, str]] = {
         "msd_liver": "segaudit.data.msd_liver:msd_liver",
         "mnist": "segaudit.data.mnist:mnist",
         "cifar10": "segaudit.data.cifar10:cifar10",
+        "digits": "segaudit.data.digits:digits",
         "folder": "segaudit.data.folder:folder",
     },
     "model": {
@@ -112,11 +118,28 @@ TABLES: dict[str, dict[str, str]] = {
         "huggingface": "segaudit.models.huggingface:huggingface",
         "python": "segaudit.models.python:python",
     },
+    "purifier": {
+        "residual": "segaudit.models.purifiers.residual:Residual",
+        "bottleneck": "segaudit.models.purifiers.residual:Bottleneck",
+        "autoencoder": "segaudit.models.purifiers.autoencoder:Autoencoder",
+        "vae": "segaudit.models.purifiers.vae:VAE",
+        "cvae": "segaudit.models.purifiers.cvae:CVAE",
+        "wgan": "segaudit.models.purifiers.gan:WGAN",
+        "cwgan": "segaudit.models.purifiers.gan:CWGAN",
+        "siamese": "segaudit.models.purifiers.siamese:Siamese",
+        "diffusion": "segaudit.models.purifiers.diffusion:Diffusion",
+    },
     "recipe": {
         "standard": "segaudit.training.standard:standard",
         "adversarial": "segaudit.training.adversarial:adversarial",
         "noise": "segaudit.training.noise:noise",
         "denoise": "segaudit.training.denoise:denoise",
+        "purify": "segaudit.training.purify:purify",
+        "vae": "segaudit.training.vae:vae",
+        "wgan_gp": "segaudit.training.wgan_gp:wgan_gp",
+        "siamese": "segaudit.training.siamese:siamese",
+        "diffusion": "segaudit.training.diffusion:diffusion",
+        "distillation": "segaudit.training.distillation:distillation",
     },
 }
 

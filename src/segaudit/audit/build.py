@@ -13,9 +13,12 @@ from segaudit import registry
 from segaudit.audit.parts import ModelSpec, Part
 from segaudit.data.base import Dataset
 from segaudit.models import build as models
-from segaudit.models import denoiser as denoisers
+from segaudit.models import purifiers
 from segaudit.models.wrap import Wrapped
 from segaudit.types import Segmenter, UserError
+
+WEIGHTS = ("denoiser", "purifier", "generator", "siamese")
+"""The arguments of a defense, a detector or an attack that are a trained purifier; a spec has its weights' path."""
 
 
 def dataset(part: Part) -> Dataset:
@@ -52,13 +55,14 @@ def defended(model: Segmenter, defense: Part) -> Segmenter:
 
 
 def handed(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's arguments, with the denoiser itself where a spec has the path of its weights, in a chain's parts too.
+    """A part's arguments, with the network itself where a spec has the path of its weights (`WEIGHTS`), in a chain too.
 
-    A part of a user's own gets what was written. Raises UserError for weights that are not a denoiser's.
+    A part of a user's own gets what was written. Raises UserError for weights that are not a purifier's.
     """
     made = dict(args)
-    if ":" not in name and isinstance(made.get("denoiser"), str):
-        made["denoiser"] = denoisers.load_denoiser(made["denoiser"])
+    for key in WEIGHTS:
+        if ":" not in name and isinstance(made.get(key), str):
+            made[key] = purifiers.load_purifier(made[key])
     if name == "chain" and isinstance(made.get("parts"), list):
         made["parts"] = [_inside(part) for part in made["parts"]]
     return made
@@ -71,12 +75,15 @@ def _inside(part: Any) -> Any:
     return {"name": own.name, "args": handed(own.name, own.args)}
 
 
-def denoiser(spec: ModelSpec, channels: int, seed: int = 0) -> denoisers.Denoiser:
-    """The denoiser of a training spec for images of so many channels; seed: of the weights that are not loaded."""
+def purifier(spec: ModelSpec, shape: Sequence[int], classes: int, seed: int = 0) -> purifiers.Purifier:
+    """The purifier of a training spec for images of a shape C x H x W in so many classes.
+
+    seed: of the weights that are not loaded. Raises UserError for what does not fit, and for what only a segmenter has.
+    """
     for key in ("preprocess", "outputs", "class_map"):
         if getattr(spec, key):
-            raise UserError(f"model: a denoiser has no {key}; leave it out")
-    return denoisers.build(spec.name, channels, spec.args, spec.weights, seed)
+            raise UserError(f"model: a purifier has no {key}; leave it out")
+    return purifiers.build(spec.name, shape, classes, spec.args, spec.weights, seed)
 
 
 def digest(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from pydantic import ValidationError, field_validator
+from torch import Tensor
 
 from segaudit import registry
 from segaudit.audit import build
@@ -15,8 +16,12 @@ from segaudit.audit.spec import HANDED
 from segaudit.training import balance, loop
 from segaudit.types import UserError
 
-PARTS: dict[str, type[Tuned | ModelSpec]] = {"attack": Tuned, "segmenter": ModelSpec}
+PARTS: dict[str, type[Tuned | ModelSpec]] = {
+    "attack": Tuned, "attacks": Tuned, "segmenter": ModelSpec, "teacher": ModelSpec, "classifier": ModelSpec,
+}  # fmt: skip
 """The arguments of a recipe that are parts themselves, and what they are: an attack, or a model of a run's spec."""
+LISTS = ("attacks",)
+"""Those that are one part or a list of them, and reach the recipe as a list."""
 
 
 class Recipe(Tuned):
@@ -25,7 +30,12 @@ class Recipe(Tuned):
     @field_validator("args")
     @classmethod
     def _parts(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return {key: _part(key, inner) if key in PARTS else inner for key, inner in value.items()}
+        return {key: _read(key, inner) if key in PARTS else inner for key, inner in value.items()}
+
+    def parts(self) -> list[Tuned | ModelSpec]:
+        """The parts among its arguments."""
+        found = [one for value in self.args.values() for one in (value if isinstance(value, list) else [value])]
+        return [one for one in found if isinstance(one, (Tuned, ModelSpec))]
 
     def check(self) -> None:
         """Refuse arguments that the recipe, or one of its parts, does not have, and numbers that it cannot use.
@@ -33,28 +43,44 @@ class Recipe(Tuned):
         A recipe's function that carries a `check` is asked with the arguments as a spec has them. Raises UserError.
         """
         registry.check_arguments("recipe", self.name, self.args, handed=("model", "batch", "rng"))
-        if isinstance(self.args.get("attack"), Tuned):
-            _check_attack(self.args["attack"])
+        for part in self.parts():
+            if isinstance(part, Tuned):
+                _check_attack(part)
         own: Any = registry.load("recipe", self.name)
         if hasattr(own, "check"):
             own.check(**self.args)
 
     @property
-    def denoises(self) -> bool:
-        """Whether it trains a denoiser, and no segmenter: its function then has a `judge` of its own."""
+    def purifies(self) -> bool:
+        """Whether it trains a purifier, and no segmenter: its function then has a `judge` of its own."""
         return hasattr(registry.load("recipe", self.name), "judge")
 
-    def judge(self) -> loop.Judge:
-        """What scores the network that it trains."""
-        own: Any = registry.load("recipe", self.name)
-        return own.judge(**self.args) if self.denoises else loop.evaluate
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The purifiers that it is for: its function's `trains`; none where any will do."""
+        return tuple(getattr(registry.load("recipe", self.name), "trains", ()))
 
-    def make(self, samples: loop.Samples, class_names: tuple[str, ...]) -> loop.Recipe:
+    def judge(self, made: partial[Tensor]) -> loop.Judge:
+        """What scores the network that it trains; made: what `make` gave."""
+        own: Any = registry.load("recipe", self.name)
+        return own.judge(**made.keywords) if self.purifies else loop.evaluate
+
+    def make(self, samples: loop.Samples, class_names: tuple[str, ...]) -> partial[Tensor]:
         """The recipe with its arguments, for training on these images."""
-        args = {key: _made(key, value, class_names) for key, value in self.args.items()}
+        args = {key: _made(value, class_names) for key, value in self.args.items()}
         if args.get("class_weights") is not None:
             args["class_weights"] = balance.class_weights(args["class_weights"], samples, class_names)
         return partial(registry.load("recipe", self.name), **args)
+
+
+def _read(key: str, value: Any) -> Any:
+    """What a spec gives for an argument that is a part, or one of `LISTS`."""
+    if key not in LISTS:
+        return _part(key, value)
+    given = value if isinstance(value, (list, tuple)) else [value]
+    if not given:
+        raise ValueError(f"{key} must be a part or a list of them, such as [{{name: fgsm, eps: 8/255}}], not {value!r}")
+    return [_part(key, one) for one in given]
 
 
 def _part(kind: str, value: Any) -> Strict:
@@ -68,10 +94,16 @@ def _part(kind: str, value: Any) -> Strict:
         raise ValueError(f"{kind}: {faults(error)}") from error
 
 
-def _made(kind: str, value: Any, class_names: tuple[str, ...]) -> Any:
+def _made(value: Any, class_names: tuple[str, ...]) -> Any:
     if isinstance(value, ModelSpec):
-        return build.model(value, class_names)
-    return partial(registry.load(kind, value.name), **value.args) if isinstance(value, Tuned) else value
+        model = build.model(value, class_names)
+        model.title = value.title()  # type: ignore[assignment]  # what a score that is made with it is called by
+        return model
+    if isinstance(value, list):
+        return [_made(one, class_names) for one in value]
+    if not isinstance(value, Tuned):
+        return value
+    return partial(registry.load("attack", value.name), **build.handed(value.name, value.args))
 
 
 def _check_attack(attack: Tuned) -> None:

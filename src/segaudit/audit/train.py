@@ -18,8 +18,8 @@ from segaudit.audit import build, log, parts
 from segaudit.audit.parts import ModelSpec, Part, Real, Strict
 from segaudit.audit.recipe import Recipe
 from segaudit.data.base import Dataset
-from segaudit.models import denoiser, weights
-from segaudit.models.denoiser import Denoiser
+from segaudit.models import purifiers, weights
+from segaudit.models.purifiers import Purifier
 from segaudit.models.wrap import Wrapped
 from segaudit.paths import expand
 from segaudit.training import loop
@@ -49,6 +49,7 @@ class TrainSpec(Strict):
     batch: int = Field(8, ge=1)
     lr: Real = 1e-3
     weight_decay: Real = 1e-2
+    betas: tuple[Real, Real] = (0.9, 0.999)
     lr_schedule: Literal["one_cycle", "poly"] = "one_cycle"
     warmup: Real = 0.1
     clip: Real = 5.0
@@ -62,13 +63,16 @@ class TrainSpec(Strict):
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
         self.recipe.check()
-        if self.recipe.denoises != (self.model.source == denoiser.SOURCE):
+        if self.recipe.purifies != (self.model.source == purifiers.SOURCE):
             what, mend = (
-                ("a denoiser", "model: {source: denoiser, name: residual}")
-                if self.recipe.denoises
-                else ("no denoiser", "recipe: {name: denoise, sigma: [0, 0.25]}")
+                ("a purifier", "model: {source: purifier, name: residual}")
+                if self.recipe.purifies
+                else ("no purifier", "recipe: {name: denoise, sigma: [0, 0.25]}")
             )
             raise ValueError(f"recipe {self.recipe.name!r} trains {what}: give `{mend}`")
+        if self.recipe.trains and self.model.name in set(registry.names("purifier")).difference(self.recipe.trains):
+            known = " or ".join(self.recipe.trains)
+            raise ValueError(f"recipe {self.recipe.name!r} trains {known}, not {self.model.name!r}")
         return self
 
 
@@ -110,13 +114,14 @@ def train(
     old, of_card = _digests(noted or {}, _spoilt(kept)), _digests(card or {}, UNREADABLE)
     if before is not None and not _same(before, asked):
         raise UserError(f"{folder} holds the training of another spec; give another --out, or remove it")
+    fields = loop.Schedule.__dataclass_fields__
+    schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
     samples = build.dataset(spec.data.train)
     held_out = build.dataset(spec.data.val) if spec.data.val else None
     model = _model(spec, samples)
     net, start = model.net if isinstance(model, Wrapped) else model, build.digest(model)
-    judge, recipe = spec.recipe.judge(), spec.recipe.make(samples, samples.class_names)
-    fields = loop.Schedule.__dataclass_fields__
-    schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
+    recipe = spec.recipe.make(samples, samples.class_names)
+    judge = spec.recipe.judge(recipe)
     contents = _contents(spec, start, samples, held_out)
     resumed = (folder / "checkpoint.pt").exists()  # without one the network has seen nothing of what is noted
     first, which = (old, "that this training began with") if resumed and noted else (of_card, "of the card")
@@ -141,27 +146,28 @@ def train(
     return path, score
 
 
-def _model(spec: TrainSpec, samples: Dataset) -> Wrapped | Denoiser:
+def _model(spec: TrainSpec, samples: Dataset) -> Wrapped | Purifier:
     """What is trained, with its weights at the start."""
-    if spec.recipe.denoises:
-        return build.denoiser(spec.model, len(samples.sample(samples.ids[0])[0]), spec.seed)
+    if spec.recipe.purifies:
+        shape = samples.sample(samples.ids[0])[0].shape
+        return build.purifier(spec.model, shape, len(samples.class_names), spec.seed)
     model = build.model(spec.model, samples.class_names, spec.seed)
     if not isinstance(model, Wrapped):
         raise UserError(f"model {spec.model.name!r}: only a network that segaudit wraps can be saved with its card")
     return model
 
 
-def _own(spec: TrainSpec, model: Wrapped | Denoiser) -> dict[str, Any]:
+def _own(spec: TrainSpec, model: Wrapped | Purifier) -> dict[str, Any]:
     """What it takes to build the network again."""
-    if isinstance(model, Denoiser):
-        return {"model": denoiser.card_of(model)}
+    if isinstance(model, Purifier):
+        return {"model": purifiers.card_of(model)}
     preprocess: dict[str, Any] = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     preprocess |= {"scale": model.scale, "order": model.order, "stride": model.stride}
     asked = spec.model.model_dump(mode="json") | {"preprocess": preprocess, "weights": None}
     return {"model": asked, "class_names": list(model.class_names)}
 
 
-def _card(spec: TrainSpec, model: Wrapped | Denoiser) -> dict[str, Any]:
+def _card(spec: TrainSpec, model: Wrapped | Purifier) -> dict[str, Any]:
     """What it takes to build the network again, and to train it again: a spec, and where it was trained."""
     session = log.session("train", spec.precision)
     return _own(spec, model) | {
@@ -209,13 +215,16 @@ def _others(before: Mapping[str, str], contents: Mapping[str, Any]) -> list[str]
 
 
 def _files(spec: TrainSpec) -> dict[str, str]:
-    """The digest of each file of a user's own code that the spec names, and of the weights of a recipe's segmenter."""
+    """The digest of each file of a user's own code that the spec names, and of the weights of a recipe's parts."""
     named = [spec.model.source, spec.model.name, spec.recipe.name, spec.data.train.name]
-    named += [part.name for part in (spec.data.val, *spec.recipe.args.values()) if isinstance(part, Part)]
-    others = [part for part in spec.recipe.args.values() if isinstance(part, ModelSpec)]
+    own = spec.recipe.parts()
+    named += [part.name for part in (spec.data.val, *own) if isinstance(part, Part)]
+    others = [part for part in own if isinstance(part, ModelSpec)]
     named += [name for other in others for name in (other.source, other.name)]
     paths = {name: registry.source_file(name) for name in named}
     paths |= {other.weights: expand(other.weights) for other in others if other.weights is not None}
+    given = [part.args.get(key) for part in own if isinstance(part, Part) for key in build.WEIGHTS]
+    paths |= {path: expand(path) for path in given if isinstance(path, str)}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None}
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from segaudit.registry import suggest
 from segaudit.types import UserError
 
@@ -41,3 +43,13 @@ def choice(name: str, key: str, value: Any, options: Sequence[str], *, kind: str
         near = suggest(str(value), options)
         raise UserError(f"{kind} {name!r}: {key} must be {' or '.join(options)}, not {value!r}{near}")
     return str(value)
+
+
+def remade(name: str, made: Tensor, images: Tensor, *, kind: str = "defense") -> Tensor:
+    """What a network made of images, where it is of their shape."""
+    if made.shape != images.shape:
+        raise UserError(
+            f"{kind} {name!r}: its network gives {tuple(made.shape)} for images {tuple(images.shape)}; give one that "
+            "gives images back, such as a `residual` or an `autoencoder`"
+        )
+    return made

@@ -51,6 +51,10 @@ class Chained(Segmenter):
         logits: Tensor = self.model(images)
         return logits
 
+    def purified(self, images: Tensor) -> Tensor:
+        """The images themselves: its parts are filters, or not."""
+        return images
+
 
 def _read(part: Given) -> tuple[str, dict[str, Any]]:
     if isinstance(part, str):

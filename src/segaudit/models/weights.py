@@ -41,7 +41,7 @@ def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if not isinstance(card, dict):
                     raise ValueError("its model card is not a mapping")
                 return _unpacked({key: file.get_tensor(key) for key in file.keys()}), card  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
             raise UserError(f"weights: {path} is not a whole safetensors file ({error})") from error
     try:
         with warnings.catch_warnings():  # torch warns of formats that it then refuses
@@ -64,8 +64,24 @@ def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: Collection[str] = ()) -> None:
     """Load tensors into a network, every key and shape of it. Raises UserError that lists what does not match.
 
-    What wrappers put before every key (`module.`, `model.`, `_orig_mod.`) is taken away. unused: the beginnings of
-    keys that may be in the file though the network lacks them.
+    unused: the beginnings of keys that may be in the file though the network lacks them.
+    """
+    own = net.state_dict()
+    tensors = matched(net, tensors, path, unused)
+    for key, value in tensors.items():
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise UserError(f"weights: {path}: {key} holds whole numbers without their scales")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"weights: {path}: {key} holds NaN or infinite values; the training diverged")
+    net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=False)
+
+
+def matched(
+    net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Tensors by a network's own keys, of its shapes; it may be on the device `meta`. Raises UserError as `fill` does.
+
+    What wrappers put before every key (`module.`, `model.`, `_orig_mod.`) is taken away.
     """
     own = net.state_dict()
     start = len(_wrapper(tensors, own))
@@ -81,12 +97,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, unused
     if missing or extra or shapes:
         faults = [_some("lacks", missing), _some("has besides", extra), _some("shapes:", shapes)]
         raise UserError(f"weights: {path} is of another network: {'; '.join(f for f in faults if f)}")
-    for key, value in tensors.items():
-        if own[key].is_floating_point() and not value.is_floating_point():
-            raise UserError(f"weights: {path}: {key} holds whole numbers without their scales")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"weights: {path}: {key} holds NaN or infinite values; the training diverged")
-    net.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=False)
+    return tensors
 
 
 def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:

@@ -38,7 +38,7 @@ def adversarial(
     _check(share=share)
     rows = torch.arange(max(1, round(share * len(batch))))  # an epoch's order is random, so these are any images
     part = batch[: len(rows)]
-    made = _attacked(model, part, attack, rng.child("attack")[rows])
+    made = attacked(model, part, attack, rng.child("attack")[rows])
     images = torch.cat([made, batch.images[len(rows) :]]).contiguous(memory_format=torch.channels_last)
     mixed = Batch(images, batch.labels, batch.ids)
     return standard(model, mixed, rng=rng, class_weights=class_weights, label_smoothing=label_smoothing, dice=dice)
@@ -54,17 +54,23 @@ def _check(*, share: Any = 1.0, **others: Any) -> None:
 adversarial.check = _check  # type: ignore[attr-defined]
 
 
-def _attacked(model: Segmenter, batch: Batch, attack: Callable[..., Tensor], rng: Streams) -> Tensor:
+def attacked(
+    model: Segmenter, batch: Batch, attack: Callable[..., Tensor], rng: Streams, recipe: str = "adversarial"
+) -> Tensor:
+    """The images of a batch, attacked on a model that is in training, which sees nothing of it.
+
+    The attack sees the model in eval mode, and the weights as they are. Raises UserError for images that are none.
+    """
     device = batch.images.device.type
     view = _View(model, torch.is_autocast_enabled(device))
     with torch.autocast(device, enabled=False), _still(view):  # steps and projections are float32 in any case
         made = attack(view, batch.images, batch.labels, rng=rng)
     if not isinstance(made, Tensor) or made.shape != batch.images.shape:
         what = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise UserError(f"recipe adversarial: the attack returned {what} for images {tuple(batch.images.shape)}")
+        raise UserError(f"recipe {recipe}: the attack returned {what} for images {tuple(batch.images.shape)}")
     made = made.detach()
     if not (made.min() >= -SLACK and made.max() <= 1 + SLACK):
-        raise UserError("recipe adversarial: the attack left [0, 1] or returned NaN; if the loss grew, lower lr")
+        raise UserError(f"recipe {recipe}: the attack left [0, 1] or returned NaN; if the loss grew, lower lr")
     return made.to(batch.images.dtype)
 
 

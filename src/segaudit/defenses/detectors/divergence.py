@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segaudit.defenses._check import real
-from segaudit.defenses.detectors.reconstruction import network
+from segaudit.defenses.detectors.reconstruction import made
 from segaudit.types import Segmenter
 
 
@@ -21,7 +21,7 @@ def divergence(model: Segmenter, images: Tensor, *, denoiser: Any, temperature: 
     Source: Meng and Chen 2017 (MagNet, detector by probability divergence), a pixel at a time.
     """
     real("divergence", "temperature", temperature, "detector", above=0)
-    seen = images, network("divergence", denoiser)(images)
+    seen = images, made("divergence", denoiser, images)
     first, second = (model(own).div(temperature).log_softmax(1) for own in seen)
     middle = torch.logaddexp(first, second) - math.log(2)
     each: Tensor = first.exp() * (first - middle) + second.exp() * (second - middle)

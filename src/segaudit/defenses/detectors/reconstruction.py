@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segaudit.defenses._check import choice
+from segaudit.defenses._check import choice, remade
 from segaudit.types import Segmenter, UserError
 
 POWERS = {"l1": 1, "l2": 2}
@@ -20,12 +20,12 @@ def reconstruction(model: Segmenter, images: Tensor, *, denoiser: Any, norm: str
     Source: Meng and Chen 2017 (MagNet, detector by reconstruction error).
     """
     power = POWERS[choice("reconstruction", "norm", norm, tuple(POWERS), kind="detector")]
-    off: Tensor = images - network("reconstruction", denoiser)(images)
+    off: Tensor = images - made("reconstruction", denoiser, images)
     return off.abs().pow(power).flatten(1).mean(1)
 
 
-def network(detector: str, denoiser: Any) -> nn.Module:
-    """The network that a detector was handed. Raises UserError for anything else."""
+def made(detector: str, denoiser: Any, images: Tensor) -> Tensor:
+    """What the network that a detector was handed makes of images. Raises UserError for anything else."""
     if not isinstance(denoiser, nn.Module):
         raise UserError(f"detector {detector!r}: denoiser must be the path of a denoiser's weights, not {denoiser!r}")
-    return denoiser
+    return remade(detector, denoiser(images), images, kind="detector")
