@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,6 +62,19 @@ class Flat(Segmenter):
         zero = 0 * images[:, :1]
         zero = zero.mean((2, 3), keepdim=True) if self.whole else zero
         return zero + torch.arange(self.num_classes).to(images).view(1, -1, 1, 1)
+
+
+class Painter(nn.Module):
+    """A generator of any image of a size, from one number for each of its values."""
+
+    classes = 0
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape, self.latent = shape, math.prod(shape)
+
+    def sample(self, z: Tensor, labels: None = None) -> Tensor:
+        return 0.5 + 0.25 * z.unflatten(1, self.shape)
 
 
 def draw(kind: str, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nets import KINDS, Flat, Linear, Problem, draw, problem
+from nets import HEIGHT, KINDS, WIDTH, Flat, Linear, Painter, Problem, draw, problem
 from segaudit import registry
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, Batch, Segmenter, UserError
@@ -29,6 +29,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "pdpgd": {"steps": 60, "step_size": 0.01},
     "fmn": {"steps": 40},
     "evading": {"detector": lambda model, images: images.square().mean((1, 2, 3))},
+    "on_manifold": {"generator": Painter(3, HEIGHT, WIDTH), "steps": 16, "rate": 0.2, "restarts": 1},
 }
 """What an attack needs beside the usual arguments, or in their place."""
 CONTROLS = {"noise"}
@@ -101,7 +102,7 @@ def norms(name: str) -> list[str | None]:
         return [None]
     if not registry.accepts("attack", name, "norm"):
         return ["linf"]
-    image, label = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 4, 4, dtype=torch.int64)
+    image, label = torch.full((1, 3, HEIGHT, WIDTH), 0.5), torch.zeros(1, HEIGHT, WIDTH, dtype=torch.int64)
     kept: list[str | None] = []
     for norm in RADII:
         own = arguments(name, norm) | EXTRA.get(name, {})

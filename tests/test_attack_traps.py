@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nets import Painter
 from segaudit import registry
 from segaudit.models.wrap import Wrapped
 from segaudit.rng import ImageStreams
@@ -36,6 +37,8 @@ def test_a_nan_gradient_is_not_taken_for_robustness(name: str, norm: str) -> Non
     attack, ids = registry.load("attack", name), ("a", "b")
     if registry.accepts("attack", name, "detector"):
         own["detector"] = lambda model, images: images.mean((1, 2, 3))
+    if registry.accepts("attack", name, "generator"):
+        own["generator"] = Painter(3, 4, 5)
     if fit := getattr(attack, "fit", None):
         own["fitted"] = fit(Rooted(), [Batch(images, labels, ids)], rng=ImageStreams(0, ids), **own)
     made = attack(Rooted(), images, labels, rng=ImageStreams(0, ids), **own)

@@ -14,10 +14,12 @@ DECIBELS = {"psnr": "held-out PSNR", "psnr_noisy": "of the noisy images"}
 def learning(name: str, epochs: Sequence[Mapping[str, float]], score: Mapping[str, float]) -> str:
     """The HTML of a training: the loss on the left axis, the held-out score on the right.
 
-    That is mIoU and pixel accuracy in percent, or of a denoiser the PSNR in dB. epochs: lines with `epoch` (from 0)
-    and `loss`, some with the score. score: at the end ({}: nothing was held out).
+    That is mIoU and pixel accuracy in percent, of a denoiser the PSNR in dB, of others whatever they are scored by.
+    epochs: lines with `epoch` (from 0) and `loss`, some with the score. score: at the end ({}: nothing was held out).
     """
     drawn, unit = (DECIBELS, "dB") if "psnr" in score else (SCORES, "%")
+    if score and not drawn.keys() <= score.keys():
+        drawn, unit = {key: f"held-out {key}" for key in score}, "score"
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     figure.add_scatter(x=[line["epoch"] + 1 for line in epochs], y=[line["loss"] for line in epochs], name="loss")
     scored = [line for line in epochs if drawn.keys() <= line.keys()]
