@@ -144,6 +144,7 @@ if (data.pictures) {
       for (const picture of all("img[data-part]", scene)) {
         const number = parts[picture.dataset.part];
         if (number >= 0) picture.src = files[number]; else picture.removeAttribute("src");
+        picture.closest(".extra")?.toggleAttribute("hidden", !(number >= 0));
       }
       scene.querySelector(".scale").textContent = item ? `× ${shot.scale}` : "";
       scene.querySelector(".told").textContent = item ? item.told : "not kept for this attack";

@@ -65,6 +65,7 @@ def gallery(results: Results, rows: Sequence[Row], budget: int = BUDGET) -> dict
         },
         "shots": [shots[cell] for cell in order],
         "start": order.index(lowest),
+        "purified": any("purified" in item for cell in order for item in shots[cell]["items"] if item),
         "left_out": len(attacked) - len(shots),
         "scenes_left_out": len(results.scenes) - len(scenes),
     }
@@ -116,14 +117,15 @@ def _shot(
             items.append(None)
             continue
         delta = np.moveaxis(picture.delta.astype(np.float32), 0, 2)
-        items.append(
-            {
-                "image": _photo(_bytes(scene.image / 255 + delta)),
-                "delta": _noise(_bytes(0.5 + scale * delta)),
-                "after": _map(picture.prediction, palette),
-                "told": _told(before, records, scene, clean.get(scene.id), picture, results.class_names),
-            }
-        )
+        item = {
+            "image": _photo(_bytes(scene.image / 255 + delta)),
+            "delta": _noise(_bytes(0.5 + scale * delta)),
+            "after": _map(picture.prediction, palette),
+            "told": _told(before, records, scene, clean.get(scene.id), picture, results.class_names),
+        }
+        if picture.purified is not None and picture.bare is not None:
+            item |= {"purified": _photo(picture.purified), "bare": _map(picture.bare, palette)}
+        items.append(item)
     budget = show_eps(row.eps, row.norm)
     return {"model": row.name, "attack": row.label, "eps": budget, "scale": scale, "items": items}
 
@@ -155,7 +157,8 @@ def _told(
     if scene.truth.size == 1:
         told = [names[shown.prediction.item()] for shown in (clean, picture) if shown]
         truth = scene.truth.item()
-        return f"truth {'void' if truth == VOID else names[truth]}, predicted {' → '.join(told)}"
+        bare = "" if picture.bare is None else f", without the defense {names[picture.bare.item()]}"
+        return f"truth {'void' if truth == VOID else names[truth]}, predicted {' → '.join(told)}{bare}"
     if scene.id not in records.ids:
         return ""
     mious = [f"{percent(_image_miou(rows, scene.id))} %" for rows in (before, records) if rows and scene.id in rows.ids]

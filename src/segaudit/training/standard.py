@@ -21,17 +21,18 @@ def standard(
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     dice: float = 0.0,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Cross-entropy over the valid pixels of clean images, with optional class weights.
 
     class_weights: one a class, or in a spec `balanced` (median frequency, counted on the training images). 0 for a
     batch without a valid pixel, or with pixels of weight 0 alone. dice: the factor of the soft Dice loss that is added,
-    at least 0. Raises UserError for another one, for a label_smoothing beyond 0 to 1, and for another number of weights
-    than classes.
+    at least 0. temperature: what the logits are divided by while it trains, for the first teacher of a distillation.
+    Raises UserError for numbers out of range, and for another number of weights than classes.
     Source: the common recipe of FCN (Long et al. 2015) and its successors; Milletari et al. 2016 (Dice).
     """
-    _check(label_smoothing=label_smoothing, dice=dice)
-    logits: Tensor = model(batch.images).float()
+    _check(label_smoothing=label_smoothing, dice=dice, temperature=temperature)
+    logits: Tensor = model(batch.images).float() / temperature
     weight = None if class_weights is None else logits.new_tensor(class_weights)
     if weight is not None and len(weight) != logits.shape[1]:
         raise UserError(f"recipe: {len(weight)} class_weights for {logits.shape[1]} classes")
@@ -42,12 +43,14 @@ def standard(
     return loss + dice * soft_dice(logits, batch.labels) if dice else loss
 
 
-def _check(*, label_smoothing: Any = 0.0, dice: Any = 0.0, **_: Any) -> None:
+def _check(*, label_smoothing: Any = 0.0, dice: Any = 0.0, temperature: Any = 1.0, **_: Any) -> None:
     """Refuse numbers that cannot be. Raises UserError."""
     if type(label_smoothing) not in (int, float) or not 0 <= label_smoothing <= 1:
         raise UserError(f"recipe: label_smoothing must be a number from 0 to 1, not {label_smoothing!r}")
     if isinstance(dice, bool) or not isinstance(dice, (int, float)) or not 0 <= dice < math.inf:
         raise UserError(f"recipe: dice must be a number of at least 0, not {dice!r}")
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise UserError(f"recipe: temperature must be a number above 0, not {temperature!r}")
 
 
 standard.check = _check  # type: ignore[attr-defined]  # of what a spec says, before anything is written
