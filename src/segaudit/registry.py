@@ -96,6 +96,8 @@ TABLES: dict[str, dict[str, str]] = {
         "diffusion": "segaudit.defenses.diffusion:diffusion",
     },
     "membership": {},
+    "membership_defense": {},
+    "trigger": {},
     "data": {
         "scenes": "segaudit.data.scenes:scenes",
         "camvid": "segaudit.data.camvid:camvid",

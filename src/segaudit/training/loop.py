@@ -193,7 +193,7 @@ def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, fl
 
 
 class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
-    """The augmented images of one epoch; the originals are kept as bytes once they were read."""
+    """The augmented images of one epoch; the originals are kept, as bytes where that loses nothing."""
 
     def __init__(self, samples: Samples, schedule: Schedule) -> None:
         self.samples, self.schedule, self.epoch = samples, schedule, 0
@@ -216,10 +216,12 @@ class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, int]:
         if row not in self.kept:
             image, labels = self.samples.sample(self.samples.ids[row])
-            self.kept[row] = (image * 255).round().byte(), labels.byte()
+            whole = (image * 255).round().byte()
+            self.kept[row] = whole if torch.equal(whole.float() / 255, image) else image, labels.byte()
         image, labels = self.kept[row]
+        image = image if image.is_floating_point() else image.float() / 255
         rng = _generator(self.schedule.seed, f"view/{self.samples.ids[row]}", self.epoch)
-        return *augment(image.float() / 255, labels.long(), rng, **self.schedule.augment), row
+        return *augment(image, labels.long(), rng, **self.schedule.augment), row
 
 
 class _Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -117,5 +117,10 @@ Defense = Callable[..., Segmenter]
 One that draws anew in each pass has a true `random`, takes its numbers from `segaudit.rng.streams_of`, and may have an
 `eot`: the number of draws that an attack takes the mean of."""
 
-Membership = Callable[..., Sequence[float]]
-"""`(experiment, **own)` -> one score an image, higher = more likely a member."""
+Membership = Callable[..., Any]
+"""`(experiment, *, rng, **own) -> privacy.experiment.Scored`: one score an image, higher = more likely a member.
+
+rng: a torch.Generator. One that sees no network but who is a member (`baseline` is true) is the check of the split."""
+
+MembershipDefense = Callable[..., Segmenter]
+"""`(trainer, **own) -> Segmenter`: the victim, trained on `trainer.members` (`privacy.experiment.Trainer`)."""

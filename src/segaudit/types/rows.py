@@ -177,6 +177,67 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
+class Victim:
+    """A network whose training images an experiment asks after: what it is worth, and what its defense says of itself.
+
+    defense: against membership inference, `none` without. poison: what its training images were poisoned with, `none`
+    without. members, others: pixel counts of the images that it was trained on, and of as many like them. facts:
+    numbers by name, such as epsilon, delta, seconds, parameters. triggered: shares by name, of a poisoned victim and of
+    the clean one beside it, such as success, benign_accuracy, outside_accuracy.
+    """
+
+    model: str
+    defense: str
+    poison: str
+    members: Counts
+    others: Counts
+    facts: Mapping[str, float]
+    triggered: Mapping[str, float]
+
+
+UNAWARE, AWARE, PLAIN = "oblivious", "adaptive", "none"
+"""What the shadows of a membership attack know: nothing of the defense and poison; both, being trained with them; or
+there is neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What one membership attack says of the images of one victim, N rows.
+
+    threat: `UNAWARE`, `AWARE` or `PLAIN`. member: whether the victim was trained on the image. scores: higher = more
+    likely a member. threshold: the attack calls those above it members; None where it only ranks. units: what each
+    image is one of, in or out together. target: pixels of each class in the image's mask, N x K. seconds: of the
+    attack, without the training of networks. An attack that sees no network (the baseline) has an empty model.
+    """
+
+    model: str
+    defense: str
+    poison: str
+    threat: str
+    attack: str
+    ids: tuple[str, ...]
+    member: NDArray[np.bool_]
+    scores: Floats
+    threshold: float | None
+    units: tuple[str, ...]
+    target: Ints
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """A membership experiment, read back from its store.
+
+    split: numbers and words about the images: `unit` (`image`, `group`, `order`), `members`, `others`,
+    `shadow_members`, `population`, `shadows`, `references`.
+    """
+
+    victims: Sequence[Victim]
+    inferences: Sequence[Inference]
+    split: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One image of one cell, kept to be shown and to be scored by another model.
 
@@ -227,3 +288,5 @@ class Results:
     """Of the networks that each defense brings with it, by its name."""
     detection: Sequence[Watched] = ()
     """What detectors make of each model's clean and attacked images, in the order of the plan."""
+    privacy: Privacy | None = None
+    """What the networks of a membership experiment give away."""
