@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from segaudit.models._squeeze import squeezed, unfolded
 from segaudit.paths import expand
 from segaudit.types import UserError
 
 CARD = "segaudit"
 """The key of the model card in a safetensors header."""
+SHAPES = "squeezed"
+"""The key of the shapes of squeezed tensors there."""
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
 """Where training scripts put the state_dict in a checkpoint."""
 SCALE = "@scale"
@@ -40,7 +43,9 @@ def read(where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 card = json.loads((file.metadata() or {}).get(CARD, "{}"))
                 if not isinstance(card, dict):
                     raise ValueError("its model card is not a mapping")
-                return _unpacked({key: file.get_tensor(key) for key in file.keys()}), card  # noqa: SIM118
+                shapes = json.loads((file.metadata() or {}).get(SHAPES, "{}"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return _unpacked(unfolded(tensors, shapes)), card
         except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
             raise UserError(f"weights: {path} is not a whole safetensors file ({error})") from error
     try:
@@ -103,7 +108,8 @@ def matched(
 def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Save a network as safetensors with its model card; floating-point tensors in `dtype`.
 
-    int8: with a scale for each row of the first dimension; what has one dimension at most stays as it is.
+    float16: squeezed without loss, by a seventh or so. int8: with a scale for each row of the first dimension; what has
+    one dimension at most stays as it is.
     """
     tensors: dict[str, Tensor] = {}
     for key, value in net.state_dict().items():
@@ -117,8 +123,10 @@ def write(net: nn.Module, path: Path, card: Mapping[str, Any], dtype: torch.dtyp
         else:
             tensors[key], tensors[key + SCALE] = _packed(value.float())
     # cloned, as safetensors refuses two keys of one storage (tied weights)
-    tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
-    path.write_bytes(_ordered(save(tensors, metadata={CARD: json.dumps(card, sort_keys=True), "format": "pt"})))
+    tensors, shapes = squeezed({key: value.contiguous().clone() for key, value in tensors.items()})
+    facts = {CARD: json.dumps(card, sort_keys=True), "format": "pt"}
+    facts |= {SHAPES: json.dumps(shapes, sort_keys=True)} if shapes else {}
+    path.write_bytes(_ordered(save(tensors, metadata=facts)))
 
 
 def _ordered(file: bytes) -> bytes:

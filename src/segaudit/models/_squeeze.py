@@ -1,0 +1,59 @@
+"""16-bit tensors in fewer bytes, bit for bit: a network's weights share their exponents, which LZMA finds."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEY = "@xz"
+"""Ends the key of the bytes that stand for a tensor."""
+GAIN = 0.97
+"""It is worth it where they are at most this share of the tensor's."""
+MEMORY = 2**25
+"""Bytes that unfolding may take beside the result; what was squeezed here takes a quarter."""
+BOMB = 1000
+"""No weights are so alike that a byte stands for more: what unfolds further is no network."""
+
+
+def squeezed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """(the tensors, those of float16 as bytes where that is worth it; the shapes of these by key)."""
+    found, shapes = dict[str, Tensor](), dict[str, list[int]]()
+    for key, value in tensors.items():
+        size = 2 * value.numel()
+        small = lzma.compress(_planes(value), lzma.FORMAT_ALONE) if value.dtype == torch.float16 and size else b""
+        if small and size / BOMB < len(small) <= GAIN * size:
+            found[key + KEY], shapes[key] = torch.frombuffer(bytearray(small), dtype=torch.uint8), list(value.shape)
+        else:
+            found[key] = value
+    return found, shapes
+
+
+def unfolded(tensors: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
+    """The tensors as they were. shapes: as a file says them. Raises ValueError for bytes that are not of these."""
+    found = {key: value for key, value in tensors.items() if not key.endswith(KEY)}
+    for key in (key.removesuffix(KEY) for key in tensors if key.endswith(KEY)):
+        small, shape = tensors[key + KEY], shapes.get(key) if isinstance(shapes, dict) else None
+        known = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
+        size = 2 * math.prod(shape) if known else 0
+        if small.dtype != torch.uint8 or key in found or not 0 < size < BOMB * small.numel():
+            raise ValueError(f"{key} stands for nothing that was ever squeezed")
+        try:
+            unfold = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MEMORY)
+            raw = unfold.decompress(small.numpy().tobytes(), max_length=size + 1)
+        except lzma.LZMAError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if len(raw) != size:
+            raise ValueError(f"{key} unfolds to {len(raw)} bytes, not {size}")
+        planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(2, -1)
+        found[key] = planes.T.contiguous().view(torch.float16).view(shape)
+    return found
+
+
+def _planes(value: Tensor) -> bytes:
+    """The low bytes of all numbers, then the high ones: sign, exponent and the first bits after it."""
+    return value.contiguous().view(-1).view(torch.uint8).view(-1, 2).T.contiguous().numpy().tobytes()
