@@ -28,6 +28,12 @@ STUDIES = {
     "camvid-multiscale": ("miou", "accuracy", "goal_miou", "goal_accuracy"),
     "camvid-transforms": ("miou", "spread", "iou_ratio"),
     "camvid-crf": ("miou", "iou_ratio", "goal_miou", "goal_accuracy"),
+    "camvid-masking": ("miou",),
+    "camvid-purifier": ("miou", "accuracy"),
+    "kvasir-purifier": ("miou", "dice"),
+    "mnist-autoencoder": ("accuracy", "spread"),
+    "mnist-purifier": ("accuracy",),
+    "mnist-generative": ("accuracy", "spread"),
 }
 """study -> the quantities whose tables are printed."""
 KNOWS = ("eot=", "gradient=")
