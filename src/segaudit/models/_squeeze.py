@@ -37,10 +37,9 @@ def unfolded(tensors: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
     """The tensors as they were. shapes: as a file says them. Raises ValueError for bytes that are not of these."""
     found = {key: value for key, value in tensors.items() if not key.endswith(KEY)}
     for key in (key.removesuffix(KEY) for key in tensors if key.endswith(KEY)):
-        small, shape = tensors[key + KEY], shapes.get(key) if isinstance(shapes, dict) else None
-        known = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-        size = 2 * math.prod(shape) if known else 0
-        if small.dtype != torch.uint8 or key in found or not 0 < size < BOMB * small.numel():
+        small, shape = tensors[key + KEY], _shape(shapes, key)
+        size = 2 * math.prod(shape)
+        if not shape or small.dtype != torch.uint8 or key in found or not size < BOMB * small.numel():
             raise ValueError(f"{key} stands for nothing that was ever squeezed")
         try:
             unfold = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MEMORY)
@@ -52,6 +51,12 @@ def unfolded(tensors: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
         planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(2, -1)
         found[key] = planes.T.contiguous().view(torch.float16).view(shape)
     return found
+
+
+def _shape(shapes: Any, key: str) -> list[int]:
+    """What a file says of a tensor's shape; empty where that is none."""
+    shape = shapes.get(key) if isinstance(shapes, dict) else None
+    return shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
 
 
 def _planes(value: Tensor) -> bytes:
