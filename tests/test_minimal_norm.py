@@ -18,6 +18,7 @@ from segaudit.attacks.dag import dag
 from segaudit.attacks.fmn import fmn
 from segaudit.attacks.pdpgd import pdpgd
 from segaudit.nn.passes import count_passes
+from segaudit.nn.precision import is_exact
 from segaudit.rng import ImageStreams
 from segaudit.types import VOID, Segmenter, UserError
 
@@ -90,6 +91,32 @@ def test_with_equal_weights_dag_finds_the_smallest_linf_norm_too() -> None:
     ratio = size(dag(model, images, labels, rng=ImageStreams(0, IDS), success=1.0) - images, "linf")
     ratio = ratio / exact(margins, "linf", weight)
     assert ((ratio > 1 - 1e-6) & (ratio < 1.05)).all(), ratio
+
+
+class Rough(Segmenter):
+    """A linear model that sees every lead on some images a little smaller than it is, unless it is asked exactly."""
+
+    class_names = ("a", "b")
+
+    def __init__(self, exact: Segmenter, images: Tensor, off: float) -> None:
+        super().__init__()
+        self.exact, self.shift = exact, off * exact(images)[:, 1:].sign()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.exact(images)
+        return logits if is_exact() else torch.cat([logits[:, :1], logits[:, 1:] - self.shift], 1)
+
+
+@pytest.mark.parametrize("name", ["alma_prox", "pdpgd", "fmn-linf"])
+def test_a_win_is_one_in_full_precision_too(name: str) -> None:
+    """The edge that the attack sees is a little inside of that of the verdict."""
+    model, images, labels, margins = linear()
+    rough = Rough(model, images, 5e-3 * float(margins.max()))
+    made = attack(name, rough, images, labels, success=1.0)
+    assert (won(rough, made, labels) == 1).all()
+    assert (won(model, made, labels) == 1).all()
+    norm = ATTACKS[name][1]
+    assert (size(made - images, norm) < 1.08 * exact(margins, norm)).all()
 
 
 @every

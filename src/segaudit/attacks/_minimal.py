@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from segaudit.attacks._iterate import whole
-from segaudit.types import VOID, UserError
+from segaudit.nn.precision import exactly
+from segaudit.types import VOID, Segmenter, UserError
 
 NORMS = ("linf", "l2")
+STRETCHES = (0, 0.01, 0.02, 0.04, 0.08)
+"""By how much more than was found a perturbation may be carried on to win."""
 
 
 def check(steps: int, success: float, norm: str = "linf") -> None:
@@ -72,6 +75,15 @@ class Smallest:
         """The pixels that are won, N x H x W. A tie is not: which of the two is predicted then is an accident."""
         return ((self._sign * lead) < 0) & self.valid
 
+    def wins(self, lead: Tensor) -> Tensor:
+        """Which images are won, N."""
+        enough: Tensor = self.won(lead).sum((1, 2)) >= self._needed
+        return enough
+
+    def stretched(self, more: float) -> Tensor:
+        """The images, their perturbations longer by a share."""
+        return (self._clean + (1 + more) * (self.images - self._clean)).clamp(0, 1) if more else self.images
+
     def see(self, images: Tensor, lead: Tensor, *, clean: bool = False) -> Tensor:
         """Note iterates with the leads of their labels; which of them win, N. clean: these are the images to attack."""
         pixels = self.won(lead).sum((1, 2))
@@ -85,3 +97,21 @@ class Smallest:
         self._pixels = pixels.where(nearer, self._pixels)
         self.found |= wins
         return wins
+
+
+@torch.no_grad()
+def confirmed(model: Segmenter, best: Smallest, labels: Tensor) -> Tensor:
+    """The images that were found, each that won also a win in full precision where one of `STRETCHES` of it is.
+
+    The smallest win lies on the very edge, and bf16 may see it on the other side of it than the verdict does.
+    """
+    made, still = best.images, best.found
+    with exactly():
+        for stretch in STRETCHES if still.any() else ():
+            tried = best.stretched(stretch)
+            wins = best.wins(Lead(model(tried), labels).values) & still
+            made = torch.where(wins.view(-1, 1, 1, 1), tried, made)
+            still = still & ~wins
+            if not still.any():
+                break
+    return made

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segaudit.attacks import _prox
-from segaudit.attacks._minimal import Lead, Smallest, check
+from segaudit.attacks._minimal import Lead, Smallest, check, confirmed
 from segaudit.types import NEVER, VOID, Segmenter, Streams
 
 TOLERANCE = 1e-4
@@ -92,7 +92,7 @@ def alma_prox(
         delta = _prox.linf(delta - rate * (gradient / metric), rate, metric, images)
     with torch.no_grad():
         best.see(images + delta, Lead(model(images + delta), labels).values)
-    return best.images
+    return confirmed(model, best, labels)
 
 
 def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:

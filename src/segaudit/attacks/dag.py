@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segaudit.attacks._minimal import Lead, Smallest, check
+from segaudit.attacks._minimal import Lead, Smallest, check, confirmed
 from segaudit.types import Segmenter, Streams
 
 CHECK = 10
@@ -32,8 +32,9 @@ def dag(
     """
     check(steps, success)
     sign = -1 if targeted else 1
-    made, rows = images.clone(), torch.arange(len(images), device=images.device)
-    best = Smallest(images, labels, success=success, norm="linf", targeted=targeted)
+    rows, truth = torch.arange(len(images), device=images.device), labels
+    every = Smallest(images, labels, success=success, norm="linf", targeted=targeted)
+    best = every[rows]
     x = images.detach()
     for step in range(steps):
         logits = model(x.requires_grad_())
@@ -44,11 +45,12 @@ def dag(
         largest = gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         x = torch.where(won.view(-1, 1, 1, 1), x, x - step_size * (gradient / largest)).clamp(0, 1).detach()
         if step % CHECK == 0 and won.any():
-            made[rows] = best.images
+            every.images[rows], every.found[rows] = best.images, best.found
             rows, x, labels, best = rows[~won], x[~won], labels[~won], best[~won]
             if not len(rows):
-                return made
-    with torch.no_grad():
-        best.see(x, Lead(model(x), labels).values)
-    made[rows] = best.images
-    return made
+                break
+    else:
+        with torch.no_grad():
+            best.see(x, Lead(model(x), labels).values)
+        every.images[rows], every.found[rows] = best.images, best.found
+    return confirmed(model, every, truth)

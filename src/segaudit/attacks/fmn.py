@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segaudit.attacks._iterate import direction
-from segaudit.attacks._minimal import Lead, Smallest, check, size
+from segaudit.attacks._minimal import Lead, Smallest, check, confirmed, size
 from segaudit.types import Segmenter, Streams
 
 
@@ -62,7 +62,7 @@ def fmn(
         delta = torch.clamp(delta, -images, 1 - images)
     with torch.no_grad():
         best.see(images + delta, Lead(model(images + delta), labels).values)
-    return best.images
+    return confirmed(model, best, labels)
 
 
 def _needed(gradient: Tensor, loss: Tensor, norm: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segaudit.attacks import _prox
-from segaudit.attacks._minimal import Lead, Smallest, check
+from segaudit.attacks._minimal import Lead, Smallest, check, confirmed
 from segaudit.types import VOID, Segmenter, Streams
 
 FIRST, SECOND = 0.9, 0.999
@@ -67,7 +67,7 @@ def pdpgd(
         dual = (dual + dual_rate * margin.sign()).clamp(math.log(1e-12), -math.log(1e-12))
     with torch.no_grad():
         best.see(images + delta, Lead(model(images + delta), labels).values)
-    return best.images
+    return confirmed(model, best, labels)
 
 
 def _shares(dual: Tensor, valid: Tensor) -> Tensor:

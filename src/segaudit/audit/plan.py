@@ -15,7 +15,7 @@ from segaudit.audit.spec import AttackSpec, RunSpec
 from segaudit.metrics.worst_case import RULES
 from segaudit.types import Cell, Smoothed, UserError
 
-VERSION = 4
+VERSION = 5
 """Raised by hand when the code computes something else for the same spec."""
 SHARD = 8
 """Images in a shard: fixed, so that the number of workers changes no result. A lone last image joins the shard before

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segaudit.models.opaque import has_gradient
+from segaudit.nn.precision import is_exact
 from segaudit.rng import ImageStreams, drawing
 from segaudit.types import Segmenter, UserError
 
@@ -23,7 +24,8 @@ TOLERANCE = 1e-3
 class Fast(Segmenter):
     """A copy of a Segmenter with folded batch norms, channels-last weights, and bf16 arithmetic where asked.
 
-    precision: `bf16` (autocast) or `fp32`. Logits are float32 (float64 for float64 images).
+    precision: `bf16` (autocast, but not inside of `segaudit.nn.precision.exactly`) or `fp32`. Logits are float32 (float64
+    for float64 images).
     """
 
     def __init__(self, model: Segmenter, precision: str, probe: Tensor) -> None:
@@ -36,7 +38,8 @@ class Fast(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits N x K x H x W of images in [0, 1]."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and images.dtype == torch.float32):
+        cheap = self.bf16 and images.dtype == torch.float32 and not is_exact()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=cheap):
             logits: Tensor = self.model(images)
         if torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad:
             raise UserError(

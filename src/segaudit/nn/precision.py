@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -30,6 +32,25 @@ def resolve(precision: str, device: torch.device | str = "cpu") -> str:
     if precision == "auto":
         return "bf16" if bf16_is_fast(device) else "fp32"
     return precision
+
+
+_exact = False
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Models that are asked in bf16 answer in full precision inside the block, for an attack that judges itself."""
+    global _exact
+    before, _exact = _exact, True
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def is_exact() -> bool:
+    """Whether this is inside `exactly`."""
+    return _exact
 
 
 def prepare_process() -> None:
