@@ -28,7 +28,7 @@ bench: .venv/ready .venv/peers
 
 # The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
 RESULTS := experiments/results
-DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf
+DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-masking
 experiments: .venv/ready
 	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \

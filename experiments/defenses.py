@@ -75,7 +75,8 @@ def _tables(found: Results, rows: Sequence[Row], quantities: Sequence[str]) -> s
         for quantity in quantities
         for attack in (aimed if quantity.startswith("goal") else [None])
     ]
-    forms = [*(["transfer"] if any(row.source for row in rows) else []), "defenses", "masking"]
+    has = {"transfer": any(row.source for row in rows), "defenses": any(row.defense != "none" for row in rows)}
+    forms = [*(form for form, here in has.items() if here), "masking"]
     return "\n".join([*each, *(table(found, form=form) for form in forms)])
 
 
