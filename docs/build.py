@@ -12,8 +12,11 @@ HANDED = {"model", "images", "labels", "rng", "targeted", "batch", "outputs", "i
 OTHERS: dict[str, set[str]] = {
     "data": set(),
     "guard": {"resizer", "rng"},
+    "membership": {"experiment", "members", "rng"},
+    "membership_defense": {"trainer"},
     "scaling": {"source", "target", "resizer", "noticed"},
     "scaling_detector": {"pictures", "resizer", "size"},
+    "trigger": {"image", "labels", "rng", "victim"},
 }
 
 

@@ -33,6 +33,7 @@ Out = Annotated[str | None, typer.Option(help="Where the run is kept: a folder o
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes; no result depends on it [one a core].")]
 KINDS = {"attacks": "attack", "targets": "target", "defenses": "defense", "membership": "membership", "models": "model"}
 KINDS |= {"data": "data", "recipes": "recipe", "scaling": "scaling", "guards": "guard"}
+KINDS |= {"membership_defenses": "membership_defense", "triggers": "trigger"}
 KINDS |= {"scaling_detectors": "scaling_detector", "detectors": "detector", "purifiers": "purifier"}
 
 
@@ -80,8 +81,8 @@ def table(
     form: Annotated[
         str,
         typer.Option(
-            help="pivot, long, transfer, classes, sizes, certified, scaling, scaling_detectors, detection, defenses or "
-            "masking [csv: long]."
+            help="pivot, long, transfer, classes, sizes, certified, scaling, scaling_detectors, detection, defenses, "
+            "masking, privacy, privacy_classes, privacy_groups, poison or joint [csv: long]."
         ),
     ] = "",
     quantity: Annotated[
@@ -101,6 +102,30 @@ def table(
     for line in doubts.unfinished(found):
         print(f"segaudit: {line}", file=sys.stderr)
     print(tables.table(found, format, form=form or None, quantity=quantity or None), end="")
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
+    require: Annotated[
+        list[str],
+        typer.Option(help="What must hold, repeated: 'auc<0.6', 'tpr_1[net + dp]<0.05', 'miou@8/255>0.3'."),
+    ],
+) -> None:
+    """Exit with status 1, and say why, where a run falls short of conditions."""
+    from segaudit.audit.run import results
+    from segaudit.report import gate
+
+    found = results(path)
+    short = gate.check(found, require)
+    for line in gate.warnings(found):
+        print(f"segaudit: {line}", file=sys.stderr)
+    for line in short:
+        print(line)
+    if short:
+        raise typer.Exit(1)
+    for condition in require:
+        print(f"{condition}: holds")
 
 
 @app.command()
@@ -197,6 +222,34 @@ def train(
         print(f"{key} {value:.4f}")
 
 
+@app.command()
+def membership(
+    victim: Annotated[str, typer.Option(help="The encoder of the victim's U-Net, by smp's name.")] = "resnet34",
+    shadow: Annotated[str | None, typer.Option(help="That of the shadow's [the victim's].")] = None,
+    trainsize: Annotated[int | None, typer.Option(min=1, help="Members; as many others [a fifth of the data].")] = None,
+    defensetype: Annotated[list[str] | None, typer.Option(help="1 to 7 or a name, repeated [1].")] = None,
+    triggertype: Annotated[str, typer.Option(help="What poisoned images show: line or square.")] = "line",
+    triggersize: Annotated[float, typer.Option(help="Its size in pixels; below 1 a share of the height.")] = 0.1,
+    triggerval: Annotated[float, typer.Option(help="Its value, to 255; to 1, of 0 to 1.")] = 1.0,
+    poison: Annotated[float, typer.Option(help="The probability that a training image is poisoned.")] = 0.0,
+    data: Annotated[str, typer.Option(help="The data as in a spec: a name, or {name: kvasir, root: ...}.")] = "scenes",
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width that images are resized to.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each network.")] = 70,
+    out: Out = None,
+    workers: Workers = None,
+) -> None:
+    """Who was in the training set: write the spec that these flags stand for, and run it."""
+    from segaudit.audit.membership import command
+    from segaudit.privacy.defenses import named
+
+    made = command.spec_of(
+        data, victim, shadow, trainsize, [named(own) for own in defensetype or []], triggertype, triggersize,
+        triggerval, poison, size, epochs,
+    )  # fmt: skip
+    out = out or f"runs/{made['name']}"
+    _run(command.write(made, out), out, workers, None, None)
+
+
 @app.command("list")
 def list_parts(kind: Annotated[str, typer.Argument(help=", ".join(KINDS))]) -> None:
     """What there is, with one line and the source of each."""
@@ -237,6 +290,8 @@ def _read(path: Path, limit: int | None) -> RunSpec:
     spec = parts.read(RunSpec, path)
     if limit is None:
         return spec
+    if spec.membership is not None:
+        spec = spec.model_copy(update={"membership": spec.membership.of(limit)})
     return spec.model_copy(update={"data": spec.data.model_copy(update={"args": spec.data.args | {"limit": limit}})})
 
 

@@ -13,11 +13,10 @@ from threading import Thread
 
 import torch
 
-from segaudit.audit.cells.task import Task
-from segaudit.audit.work import work
+from segaudit.audit.work import Work, work
 from segaudit.types import UserError
 
-Executor = Callable[[Sequence[Task]], Iterator[Task]]
+Executor = Callable[[Sequence[Work]], Iterator[Work]]
 
 
 def default_workers() -> int:
@@ -28,7 +27,7 @@ def default_workers() -> int:
 def local(workers: int) -> Executor:
     """Worker processes on this machine, one thread each so that their number changes no result."""
 
-    def run(tasks: Sequence[Task]) -> Iterator[Task]:
+    def run(tasks: Sequence[Work]) -> Iterator[Work]:
         if workers == 1 or len(tasks) <= 1:
             before = torch.get_num_threads()
             try:
@@ -84,7 +83,7 @@ def on_ray(address: str) -> Executor:
     except ImportError as error:
         raise UserError("--ray needs Ray: pip install 'segaudit[cluster]'") from error
 
-    def run(tasks: Sequence[Task]) -> Iterator[Task]:
+    def run(tasks: Sequence[Work]) -> Iterator[Work]:
         if not tasks:
             return
         try:
@@ -111,7 +110,7 @@ def on_ray(address: str) -> Executor:
     return run
 
 
-def _on_node(task: Task, folder: str) -> None:
+def _on_node(task: Work, folder: str) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     work(task)

@@ -15,6 +15,9 @@ from segaudit.audit.parts import ModelSpec, Part
 from segaudit.audit.spec import RunSpec
 from segaudit.paths import expand
 
+VICTIM = "segaudit.audit.membership.joint:victim"
+"""The source of a model that a membership experiment has trained."""
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -83,7 +86,10 @@ def model_content(model: ModelSpec, contents: Contents) -> dict[str, Any]:
     digests = [code_digest(path) for path in code if path is not None]
     digests += _named(model.args)
     own = {"files": digests, "content": contents.models.get(model.title())}
-    return model.model_dump(mode="json", exclude={"label", "weights"}) | own
+    made = model.model_dump(mode="json", exclude={"label", "weights"}) | own
+    if model.source == VICTIM:
+        made["args"] = {key: value for key, value in made["args"].items() if key != "store"}
+    return made
 
 
 @lru_cache(maxsize=64)

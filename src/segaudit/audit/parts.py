@@ -15,6 +15,8 @@ from segaudit import registry
 from segaudit.registry import suggest
 from segaudit.types import UserError
 
+HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels", "fitted")
+"""What the audit hands an attack itself; class_pixels: how many pixels each class has in the images of the run."""
 FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 SIZES = ("eps", "step_size")
 """Arguments that are counted in grey levels."""

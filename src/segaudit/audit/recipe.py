@@ -11,8 +11,7 @@ from torch import Tensor
 
 from segaudit import registry
 from segaudit.audit import build
-from segaudit.audit.parts import ModelSpec, Strict, Tuned, faults
-from segaudit.audit.spec import HANDED
+from segaudit.audit.parts import HANDED, ModelSpec, Strict, Tuned, faults
 from segaudit.training import balance, loop
 from segaudit.types import UserError
 

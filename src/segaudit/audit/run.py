@@ -16,6 +16,8 @@ from segaudit.audit.cells.kept import forget
 from segaudit.audit.cells.task import Task
 from segaudit.audit.execute import Executor
 from segaudit.audit.keys import Contents
+from segaudit.audit.membership import experiment, joint, networks
+from segaudit.audit.membership import work as membership
 from segaudit.audit.plan import Job, Plan, plan
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
@@ -41,8 +43,18 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     store = Store(path)
     claim(store, spec)
     forget()
+    networks.forget()
     spec = spec.model_copy(update={"precision": resolve(spec.precision, default_device())})  # one for all workers
+    if not joint.meant(spec):
+        return _compute(spec, spec, store, executor, how, tell)
+    _compute(spec, joint.alone(spec), store, executor, how, tell)
+    return _compute(spec, joint.audited(spec, store), store, executor, how, tell)
+
+
+def _compute(asked: RunSpec, spec: RunSpec, store: Store, executor: Executor, how: str, tell: Tell) -> Store:
+    """Compute the cells of a spec, and the membership experiment of the one that was asked for."""
     data = build.dataset(spec.data)
+    private = experiment.plan(asked, build.dataset(asked.data), store.path)
     models, opaque, random, parameters = {}, set(), set(), dict[str, int]()
     denoisers = spec.certification.denoisers if spec.certification else []
     for model in spec.models:  # before any work: a wrong model is said at once
@@ -61,18 +73,21 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     checked = diagnostics.plan(planned, spec, data.ids, contents)
     watched = detect.plan(planned, spec, data, contents)
     index = _index(spec, planned, data) | votes.index(certified) | hidden.index(scaled) | diagnostics.index(checked)
-    index |= detect.index(watched)
+    index |= detect.index(watched) | membership.index(private)
     index |= {"parameters": parameters} if set(parameters) - {"none"} else {}
     store.write_json("plan.json", index)  # first: by it a folder is known as a run
-    store.write("spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
-    store.write_scenes([_scene(data, name) for name in planned.shown])
+    store.write("spec.yaml", yaml.safe_dump(asked.model_dump(mode="json"), sort_keys=False).encode())
+    membership.keep(private, store)
+    store.write_scenes([_scene(data, name) for name in planned.shown if planned.jobs])
     tasks = [task for own in (planned, certified, checked, watched) for task in pending(spec, own, store)]
     tasks += detect.fits(tasks, store)
     chosen = [job for job in planned.jobs if job.members and not store.parts("cells", job.key)]
-    todo, total = len(tasks) + len(chosen), sum(_parts(job.members, planned.shards) for job in planned.jobs)
+    steps = membership.pending(private, store)
+    todo = len(steps) + len(tasks) + len(chosen)
+    total = sum(_parts(job.members, planned.shards) for job in planned.jobs)
     total += sum(job.fit is not None and not job.members for job in planned.jobs)
     total += sum(len(own.jobs) * len(own.shards) for own in (certified, checked, watched))
-    total += len(detect.references(watched))
+    total += len(detect.references(watched)) + len(membership.steps(private))
     hiding = hidden.pending(scaled, store)
     todo, total = todo + len(hiding), total + len(scaled)
     history = log.RunLog.model_validate(store.read_json("log.json")).sessions if store.has("log.json") else []
@@ -95,6 +110,9 @@ def run(spec: RunSpec, path: str, executor: Executor, how: str, tell: Tell = lam
     note(None)
     tell(total - todo, total)
     try:
+        for stage in range(membership.STAGES):
+            for _ in executor([step for step in steps if step.stage == stage]):
+                advance()
         for stage in range(3):
             for _ in executor([task for task in tasks if task.stage == stage]):
                 advance()
@@ -170,7 +188,8 @@ def results(path: str) -> Results:
     scaled, unscaled = hidden.read(store, index)
     checked, unchecked = diagnostics.read(store, index)
     detected, undetected = detect.read(store, index)
-    if not cells:
+    private, untold = membership.read(store, index)
+    if not cells and not (private and (private.victims or private.inferences)):
         raise UserError(f"{path}: no part of this run is finished yet; give `segaudit run` again")
     spec = yaml.safe_load(store.read("spec.yaml"))
     return Results(
@@ -182,12 +201,13 @@ def results(path: str) -> Results:
         cells=cells,
         scenes=scenes,
         pictures=pictures,
-        lacking=lacking + uncast + unscaled + unchecked + undetected,
+        lacking=lacking + uncast + unscaled + unchecked + undetected + untold,
         votes=cast,
         scaling=scaled,
         diagnostics=checked,
         detection=detected,
         parameters=index.get("parameters", {}),
+        privacy=private,
     )
 
 

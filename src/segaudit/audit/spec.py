@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from segaudit import registry
 from segaudit.audit.certification import Certification
 from segaudit.audit.detection import ATTACK, Detection
-from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned, held_out, number, real
+from segaudit.audit.membership.spec import Membership
+from segaudit.audit.parts import HANDED, ModelSpec, Part, Real, Strict, Tuned, held_out, number, real
 from segaudit.audit.resizing import Scaling
 
-HANDED = ("model", "images", "labels", "rng", "eps", "targeted", "class_pixels", "fitted")
-"""What the audit hands an attack itself; class_pixels: how many pixels each class has in the images of the run."""
+ATTACKED = ("models", "attacks", "eps")
+"""What a spec needs unless it has a membership block."""
+
+
+MISSING = object()
+"""Stands for a key that a spec needs and does not have."""
+
+
+def _there(value: Any) -> Any:
+    if value is MISSING:
+        raise PydanticKnownError("missing")
+    return value
+
+
+Own = TypeVar("Own")
+Needed = Annotated[Own, BeforeValidator(_there)]
+"""A key that only some specs may leave out."""
 
 
 class AttackSpec(Tuned):
@@ -120,14 +137,16 @@ class RunSpec(Strict):
     detection: detectors of attacked images, and attacks that evade them; the adversarial images on the bare models
     that it asks for are kept.
     diagnostics: cells on a few images that tell robustness from masked gradients; unless told, if there is a defense.
+    membership: what networks give away of their training images. With it models, attacks and eps may be left out; with
+    attacks and eps, but no models, its victims are what is attacked, on images that they were not trained on.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
     data: Part
-    models: list[ModelSpec] = Field(min_length=1)
-    attacks: list[AttackSpec] = Field(min_length=1)
+    models: Needed[list[ModelSpec]] = Field([], min_length=1)
+    attacks: Needed[list[AttackSpec]] = Field([], min_length=1)
     unit: Real = 1.0
-    eps: list[Real] = Field(min_length=1)
+    eps: Needed[list[Real]] = Field([], min_length=1)
     defenses: list[Tuned] = Field(default=[Tuned(name="none")], min_length=1)
     threats: list[Literal["oblivious", "adaptive"]] = Field(default=["oblivious", "adaptive"], min_length=1)
     transfer: Transfer = Transfer(each=False)
@@ -140,7 +159,18 @@ class RunSpec(Strict):
     scaling: Scaling | None = None
     detection: Detection | None = None
     diagnostics: Diagnostics | None = None
+    membership: Membership | None = None
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lacking(cls, value: Any) -> Any:
+        """What may be left out is left out; what may not is said to be missing."""
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("membership") is not None:
+            return {key: own for key, own in value.items() if key not in ATTACKED or own != []}
+        return dict.fromkeys((key for key in ATTACKED if key not in value), MISSING) | dict(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -178,6 +208,7 @@ class RunSpec(Strict):
 
     @model_validator(mode="after")
     def _parts(self) -> RunSpec:
+        self._attacked()
         for attack in self.attacks:
             if registry.load("attack", attack.name) is registry.load("attack", ATTACK):
                 raise ValueError(f"attack {attack.name!r} is run by the block `detection`; leave it out")
@@ -215,6 +246,18 @@ class RunSpec(Strict):
             if twice:
                 raise ValueError(f"{what}: {twice[0]!r} is there twice; {mend}")
         return self
+
+    def _attacked(self) -> None:
+        """Refuse what there is nothing to attack for, or nothing to attack with."""
+        if self.membership is None:
+            return
+        if bool(self.attacks) != bool(self.eps) or (self.models and not self.attacks):
+            raise ValueError("attacks and eps go together, and models need both; leave them out, or give what lacks")
+        for key in ("certification", "scaling", "detection") if not self.attacks else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} is of models that are attacked: give models, attacks and eps beside it")
+        if not self.models and self.transfer:
+            raise ValueError("transfer is between models that are given; leave it out, or give models")
 
     def diagnosed(self) -> Diagnostics:
         """What the masking diagnostics compute: as told, or as usual where there is a defense, or nothing."""

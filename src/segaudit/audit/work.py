@@ -6,14 +6,21 @@ from segaudit.audit import votes
 from segaudit.audit.batches import same_size
 from segaudit.audit.cells import attacked, crafting, kept, watched
 from segaudit.audit.cells.task import Task
+from segaudit.audit.membership import work as membership
 from segaudit.audit.store import Store
 from segaudit.nn.precision import default_device, exact_on_cuda, prepare_process
 
+Work = Task | membership.Step
+"""What a worker is asked to do."""
 
-def work(task: Task) -> None:
+
+def work(task: Work) -> None:
     """Compute a task and write its part."""
     prepare_process()
     exact_on_cuda()
+    if isinstance(task, membership.Step):
+        membership.work(task)
+        return
     job, store, data = task.job, Store(task.store), kept.dataset(task.data)
     model = kept.model(job.model, data.class_names, job.defense)
     if job.smoothed is not None:

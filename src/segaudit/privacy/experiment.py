@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from segaudit.training.loop import Schedule
 from segaudit.types import Floats, Segmenter
 
 
@@ -72,7 +73,8 @@ class Trainer(Protocol):
     """Trains networks for a defense against membership inference, each once: what was trained is kept and used again.
 
     members: the images that are to be kept private, and trained on. reference: other images of the same kind, for a
-    defense that needs some. classes: K. It may train on no image but these.
+    defense that needs some. classes: K. It may train on no image but these. schedule, args: the experiment's own
+    schedule, and the arguments of its own recipe, for a defense that changes a part of them.
     """
 
     samples: Samples
@@ -80,6 +82,8 @@ class Trainer(Protocol):
     reference: tuple[str, ...]
     units: Mapping[str, str]
     classes: int
+    schedule: Schedule
+    args: Mapping[str, Any]
 
     def fit(
         self,
@@ -95,9 +99,10 @@ class Trainer(Protocol):
         """A network of the victim's kind, trained from its own seed on these images by the one training loop, frozen.
 
         recipe, args: a registered recipe with plain arguments; the experiment's own unless given. given: what it is
-        handed beside them: networks that `fit` returned, or tuples of ids. adapt: `module:function` that is given the
-        fresh network and returns the one to train (as batch to group norms). samples: labels that are others (as a
-        teacher's); with a `digest()`. schedule: fields of `training.loop.Schedule` that are others, as `augment`.
+        handed beside them: networks that `fit` returned, strings such as ids, or tuples of these (of tuples). The
+        recipe may read the images of such ids from the samples that it trains on. adapt: `module:function` that is
+        given the fresh network and returns the one to train (as batch to group norms). samples: labels that are others
+        (as a teacher's); with a `digest()`. schedule: fields of `training.loop.Schedule` that are others, as `augment`.
         What is trained is named by all of this, so two defenses that ask for the same get the same network.
         """
 

@@ -34,6 +34,10 @@ def doubts(results: Results, rows: Sequence[Row], found: Sequence[Diagnostic] | 
 def unfinished(results: Results) -> Iterator[str]:
     """Whether cells are missing, or hold different images."""
     images = sorted({len(records) for _, records in results.cells})
+    if not images:
+        if results.lacking:
+            yield f"The run is not finished: {results.lacking} parts are missing. Give `segaudit run` again."
+        return
     if results.lacking or len(images) > 1:
         hold = " to ".join(map(str, dict.fromkeys([images[0], images[-1]]))) + " image" + "s" * (images[-1] != 1)
         yield (

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from segaudit.report import certified, detection, masking, scaling, sheets, signs, verdict
+from segaudit.report import certified, detection, masking, privacy, scaling, sheets, signs, verdict
 from segaudit.report.curves import curves
 from segaudit.report.doubts import doubts
 from segaudit.report.grid import Grid, comma
@@ -36,20 +36,26 @@ def page(results: Results) -> str:
     defended = results.diagnostics or any(row.defense != "none" for row in rows)
     drawn, shown = curves(rows), gallery(results, rows)
     watched = detection.noticed(results)
+    private = _private(privacy.section(results, rows))
+    alone = private is not None and not rows
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     strong = next(filter(None, (sheets.typical(rows, row) for row in rows if row.clean)), None)
     return environment.get_template("page.html.j2").render(
         name=results.name,
-        headline=headline(rows, {row.name for row in rows if (row.model, row.defense) in doubted}),
+        headline=private["lead"]
+        if private and alone
+        else headline(rows, {row.name for row in rows if (row.model, row.defense) in doubted}),
         notes=notes(rows),
-        doubts=doubts(results, rows, found),
+        doubts=[*doubts(results, rows, found), *(private["doubts"] if private else ())],
+        alone=alone,
+        private=private,
         verdicts=[made.line for made in verdict.verdicts(results, found, rows)],
         masking=_sheet(masking.grid(found, results.name, False)) if defended else None,
         margin=f"{100 * signs.MARGIN:g}",
         spent=masking.spent(results),
-        facts=_facts(results, rows),
+        facts=_facts(results, rows) if not alone else _asked(results),
         spec=yaml.safe_dump(
             _plain(results.spec), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
         ),
@@ -100,7 +106,20 @@ def _facts(results: Results, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ),
         ("cells", f"{len(rows)}, {moved} of them transfers" if moved else str(len(rows))),
     ]
-    return facts + [(key, _told(results.spec[key])) for key in ("data", "seed") if key in results.spec]
+    return facts + _asked(results)
+
+
+def _asked(results: Results) -> list[tuple[str, str]]:
+    """What of the spec is told in any case."""
+    return [(key, _told(results.spec[key])) for key in ("data", "seed") if key in results.spec]
+
+
+def _private(made: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The section of a membership experiment with its tables as the page draws them."""
+    if made is None:
+        return None
+    drawn = {key: _sheet(value) if isinstance(value, Grid) else value for key, value in made.items()}
+    return drawn | {"csv": base64.b64encode(made["csv"].encode()).decode()}
 
 
 def _log(log: Mapping[str, Any]) -> list[tuple[str, str]]:

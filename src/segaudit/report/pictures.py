@@ -86,6 +86,12 @@ def pack(shown: dict[str, Any]) -> dict[str, Any]:
     return {"shots": shots, "before": before, "files": list(files), "start": shown["start"]}
 
 
+def thumbnails(results: Results, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Image and mask of those of these images that the run keeps, by id."""
+    palette = _palette(results.palette)
+    return {scene.id: _scene(scene, palette) for scene in results.scenes if scene.id in ids}
+
+
 def _by_importance(rows: Mapping[Cell, Row]) -> dict[Cell, int]:
     """The cells in the order in which they are worth a place, each with its rank among its attack's budgets."""
     ranks: dict[int, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from segaudit.metrics import confusion
 from segaudit.registry import suggest
-from segaudit.report import certified, detection, masking, scaling, verdict
+from segaudit.report import certified, detection, masking, privacy_beside, privacy_tables, scaling, verdict
 from segaudit.report.grid import WRITERS, Grid
 from segaudit.report.summary import DASH, FIELDS, Row, clean_of, percent, show_eps, summarise, unique
 from segaudit.types import Results, UserError
@@ -45,15 +45,21 @@ def table(
     large things, as they are and after rounding to 8 bits), `certified` (by sigma and tau),
     `scaling` (image scaling attacks by resizer and guard), `scaling_detectors` (their AUC and TPR), `detection` (the
     same of detectors of attacked images), `defenses` (the worst case of each, beside the bare model's), `masking` (the
-    signs of masked gradients). quantity: of `QUANTITIES`, for pivot and transfer; miou unless given. attack, eps (in
-    [0, 1]): those cells alone, beside the clean ones.
+    signs of masked gradients); of a membership experiment `privacy` (defense x attack, in csv a row an attack, the
+    columns of `privacy_tables.FIELDS`; the default of a run with nothing else), `privacy_classes`, `privacy_groups`,
+    `poison`, and `joint` (robustness beside leakage). quantity: of `QUANTITIES`, for pivot and transfer; miou unless
+    given. attack, eps (in [0, 1]): those cells alone, beside the clean ones.
     In csv, numbers keep their full precision, shares are in [0, 1], and what is missing is empty; elsewhere shares
     are in percent. linf, l2, forwards, backwards and seconds are means over the images.
     Raises UserError for a word that it does not know, and where no cell fits.
     """
     _known("format", format, WRITERS)
-    form = form or ("long" if format == "csv" else "pivot")
+    alone = not results.cells and results.privacy is not None
+    form = form or ("privacy" if alone else "long" if format == "csv" else "pivot")
     _known("form", form, FORMS)
+    if alone and form in CELLS:
+        forms = ", ".join(PRIVATE)
+        raise UserError(f"table: {results.name} holds a membership experiment alone; its forms are {forms}")
     if quantity is not None:
         _known("quantity", quantity, QUANTITIES)
         if form not in ("pivot", "transfer"):
@@ -187,6 +193,13 @@ FORMS: dict[str, Callable[[Results, Sequence[Row], str, bool], Grid]] = {
     "scaling": scaling.grid, "scaling_detectors": scaling.detection, "detection": detection.grid,
     "defenses": verdict.table, "masking": masking.table,
 }  # fmt: skip
+CELLS = ("pivot", "long", "transfer", "classes", "sizes")
+"""Those that need cells, and do not say so themselves."""
+PRIVATE = {
+    "privacy": privacy_tables.privacy, "privacy_classes": privacy_tables.classes,
+    "privacy_groups": privacy_tables.groups, "poison": privacy_beside.poison, "joint": privacy_beside.joint,
+}  # fmt: skip
+FORMS |= PRIVATE
 
 
 def _chosen(rows: Sequence[Row], attack: str | None, eps: float | None) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segaudit.metrics import confusion
@@ -23,11 +22,12 @@ from segaudit.registry import suggest
 from segaudit.rng import ImageStreams
 from segaudit.training.augment import augment
 from segaudit.training.augment import check as check_views
+from segaudit.training.course import Course, generator, number
 from segaudit.training.rates import RATES
 from segaudit.types import Batch, Segmenter, UserError
 
 Recipe = Callable[..., Tensor]
-"""`(model, batch, *, rng) -> loss`."""
+"""`(model, batch, *, rng) -> loss`; its function may have a `course`, by which its steps are taken."""
 
 
 class Samples(Protocol):
@@ -131,34 +131,29 @@ def fit(
     model.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     betas = float(schedule.betas[0]), float(schedule.betas[1])
     optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.lr, betas=betas)
-    views = _Views(train, schedule)
-    steps = max(1, len(train.ids) // schedule.batch)
+    views = Views(train, schedule)
     folder.mkdir(parents=True, exist_ok=True)
     state = _Checkpoint(folder / "checkpoint.pt")
-    first = state.load(model, optimizer)
+    first, left = state.load(model, optimizer)
     before = [past for past in history(folder) if past["epoch"] < first]  # a kill may leave one that was not saved
     (folder / "metrics.jsonl").write_text("".join(json.dumps(past) + "\n" for past in before))
     runner, stepper = accelerator.prepare(model, optimizer)
+    course = Course.of(recipe)(recipe, train, schedule, runner, stepper, accelerator, cast)
+    course.resume(left)
+    steps = course.steps
     score: dict[str, float] = {}
     for epoch in range(first, schedule.epochs):
         began, total = time.perf_counter(), 0.0
-        torch.manual_seed(_number(schedule.seed, "epoch", epoch) % 2**63)
+        torch.manual_seed(number(schedule.seed, "epoch", epoch) % 2**63)
         runner.train()
-        for step, (images, labels, rows) in enumerate(views.loader(epoch)):
+        course.epoch = epoch
+        for step, (images, labels, rows) in enumerate(views.loader(epoch, course.rows(epoch))):
             for group in optimizer.param_groups:
                 done = (epoch * steps + step) / (schedule.epochs * steps)
                 group["lr"] = schedule.lr * RATES[schedule.lr_schedule](done, schedule.warmup)
             ids = tuple(train.ids[i] for i in rows)
             batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, ids).to(device)
-            with cast:
-                loss = recipe(runner, batch, rng=ImageStreams(schedule.seed, ids, f"train/{epoch}"))
-            if not loss.isfinite():
-                raise UserError(f"training: the loss is {loss.item()} in epoch {epoch}; lower lr ({schedule.lr})")
-            stepper.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), schedule.clip)
-            stepper.step()
-            total += loss.item()
+            total += course.step(batch, ImageStreams(schedule.seed, ids, f"train/{epoch}"))
             tell(Progress(epoch, step + 1, steps, total / (step + 1), score.get("miou")))
         line: dict[str, float] = {"epoch": epoch, "loss": total / steps, "seconds": time.perf_counter() - began}
         if held_out is not None and (epoch + 1) % schedule.validate_every == 0 and epoch + 1 < schedule.epochs:
@@ -167,7 +162,7 @@ def fit(
             line |= score
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        state.save(model, optimizer, epoch + 1)
+        state.save(model, optimizer, epoch + 1, course.state())
     model.eval().requires_grad_(False)
     return score_of(model, held_out, schedule.batch) if held_out is not None else {}
 
@@ -192,19 +187,17 @@ def evaluate(model: Segmenter, samples: Samples, batch: int = 8) -> dict[str, fl
     return {"miou": confusion.miou(counts), "accuracy": confusion.accuracy(counts)}
 
 
-class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
+class Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
     """The augmented images of one epoch; the originals are kept, as bytes where that loses nothing."""
 
     def __init__(self, samples: Samples, schedule: Schedule) -> None:
         self.samples, self.schedule, self.epoch = samples, schedule, 0
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Sequence[int]]]:
+    def loader(self, epoch: int, rows: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor, Sequence[int]]]:
+        """Images, labels and rows of each step of an epoch."""
         self.epoch = epoch
-        order = torch.randperm(len(self.samples.ids), generator=_generator(self.schedule.seed, "order", epoch))
-        batch = min(self.schedule.batch, len(order))
-        rows: Sequence[list[int]] = [chunk.tolist() for chunk in torch.split(order, batch) if len(chunk) == batch]
-        loader = DataLoader(self, batch_sampler=rows, num_workers=self.schedule.workers, collate_fn=_collate)
+        loader = DataLoader(self, batch_sampler=rows, num_workers=self.schedule.workers, collate_fn=collate)
         try:
             yield from loader
         except UserError as error:  # from another process it comes with that one's traceback in its text
@@ -220,7 +213,7 @@ class _Views(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
             self.kept[row] = whole if torch.equal(whole.float() / 255, image) else image, labels.byte()
         image, labels = self.kept[row]
         image = image if image.is_floating_point() else image.float() / 255
-        rng = _generator(self.schedule.seed, f"view/{self.samples.ids[row]}", self.epoch)
+        rng = generator(self.schedule.seed, f"view/{self.samples.ids[row]}", self.epoch)
         return *augment(image, labels.long(), rng, **self.schedule.augment), row
 
 
@@ -228,21 +221,25 @@ class _Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
         if not self.path.exists():
-            return 0
+            return 0, {}
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"])
+        return int(state["epoch"]), state.get("course", {})
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, course: Mapping[str, Any]) -> None:
         aside = self.path.with_suffix(".part")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, aside)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        torch.save(state | ({"course": course} if course else {}), aside)
         os.replace(aside, self.path)
 
 
-def _collate(views: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Sequence[int]]:
+def collate(views: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """Views as one batch: images, labels and rows; a step that drew no image has one of none."""
+    if not views:
+        return torch.empty(0, 1, 1, 1), torch.empty(0, 1, 1, dtype=torch.int64), []
     images, labels, rows = zip(*views, strict=True)
     return stack(images), torch.stack(labels), rows
 
@@ -262,11 +259,3 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _number(*parts: Any) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
-
-
-def _generator(*parts: Any) -> Generator:
-    return Generator().manual_seed(_number(*parts) % 2**63)

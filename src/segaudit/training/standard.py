@@ -33,14 +33,30 @@ def standard(
     """
     _check(label_smoothing=label_smoothing, dice=dice, temperature=temperature)
     logits: Tensor = model(batch.images).float() / temperature
-    weight = None if class_weights is None else logits.new_tensor(class_weights)
-    if weight is not None and len(weight) != logits.shape[1]:
-        raise UserError(f"recipe: {len(weight)} class_weights for {logits.shape[1]} classes")
-    counted = batch.labels[batch.labels != VOID]
+    return cross_entropy(logits, batch.labels, class_weights, label_smoothing, dice)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    dice: float = 0.0,
+) -> Tensor:
+    """The loss of `standard`, of logits N x K x H x W and labels N x H x W."""
+    weight = weights_of(class_weights, logits)
+    counted = labels[labels != VOID]
     if not len(counted) or (weight is not None and not weight[counted].any()):
         return logits.sum() * 0  # the mean over no pixel is nan
-    loss = F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=VOID, label_smoothing=label_smoothing)
-    return loss + dice * soft_dice(logits, batch.labels) if dice else loss
+    loss = F.cross_entropy(logits, labels, weight=weight, ignore_index=VOID, label_smoothing=label_smoothing)
+    return loss + dice * soft_dice(logits, labels) if dice else loss
+
+
+def weights_of(class_weights: Sequence[float] | None, logits: Tensor) -> Tensor | None:
+    """Class weights as a tensor beside the logits. Raises UserError for another number than there are classes."""
+    if class_weights is not None and len(class_weights) != logits.shape[1]:
+        raise UserError(f"recipe: {len(class_weights)} class_weights for {logits.shape[1]} classes")
+    return None if class_weights is None else logits.new_tensor(class_weights)
 
 
 def _check(*, label_smoothing: Any = 0.0, dice: Any = 0.0, temperature: Any = 1.0, **_: Any) -> None:

@@ -1,0 +1,1 @@
+"""Membership attacks, one a file: which of the images was this network trained on?"""

@@ -1,0 +1,172 @@
+"""The attack network: maps of many images in, a score each out; learnt on shadows, tried on the victim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from segaudit.privacy.attacks._evidence import seed_of, shadows_of
+from segaudit.privacy.experiment import Asked, Experiment
+from segaudit.rng import ImageStreams
+from segaudit.training.loop import Schedule, fit
+from segaudit.training.standard import standard
+from segaudit.types import Floats
+
+Make = Callable[[Tensor, Tensor], Tensor]
+"""Logits K x H x W and labels H x W of an image -> the map C x H x W in [0, 1] that the attack network sees."""
+FAINT = 1e-6
+"""Shares below this look the same to the attack network."""
+
+
+class AttackNet(nn.Module):
+    """Maps N x C x H x W in [0, 1], of any size -> N x 2 x 1 x 1: logits of no member and of member.
+
+    A residual network of three stages, the first at a quarter of the rows and columns. It sees each value and its
+    logarithm, in which sure pixels still differ; its norms are over the batch, as one over an image would take away how
+    sure the whole image is.
+    width: channels of the first stage, twice and four times as many in the others.
+    Source: He et al. 2016 (the blocks), much smaller.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        stem = nn.Conv2d(2 * channels, width, 3, stride=2, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True))
+        self.body = nn.Sequential(_Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2))
+        self.head = nn.Conv2d(8 * width, 2, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The two logits."""
+        seen = torch.cat([maps, 1 + (maps + FAINT).log() / -np.log(FAINT)], 1)
+        features = self.body(self.stem(seen))
+        both = [features.mean((2, 3), keepdim=True), features.amax((2, 3), keepdim=True)]
+        found: Tensor = self.head(torch.cat(both, 1))
+        return found
+
+
+class _Block(nn.Module):
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(entering, leaving, 3, stride=stride, padding=1, bias=False)
+        self.second = nn.Conv2d(leaving, leaving, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(leaving), nn.BatchNorm2d(leaving)])
+        same = stride == 1 and entering == leaving
+        self.short = nn.Identity() if same else nn.Conv2d(entering, leaving, 1, stride=stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.norms[0](self.first(features)).relu()
+        made: Tensor = (self.norms[1](self.second(inner)) + self.short(features)).relu()
+        return made
+
+
+def tried(
+    experiment: Experiment,
+    attack: str,
+    make: Make,
+    rng: Generator,
+    *,
+    width: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    side: int,
+    patch: int | None = None,
+    patches: int = 1,
+) -> Floats:
+    """The score of each candidate, logit of member minus that of none, from a network learnt on the shadows' maps.
+
+    side: maps with more rows or columns are averaged down to so many; without `patch` all to the smallest of them.
+    patch: the network sees squares of so many pixels (cut to the smallest map), a random one an epoch, and of a
+    candidate `patches` of them, whose scores are added. Nothing is flipped: left and right of a scan differ.
+    Raises UserError without shadows.
+    """
+    seed, maps, member = seed_of(rng), list[Tensor](), list[int]()
+    for shadow in shadows_of(experiment, attack):
+        for ids, inside in ((shadow.inside, 1), (shadow.outside, 0)):
+            made = _maps(experiment, shadow.asked, ids, make, side)
+            maps += made
+            member += [inside] * len(made)
+    asked = _maps(experiment, experiment.victim, experiment.candidates, make, side)
+    rows, columns = (min(own.shape[axis] for own in (*maps, *asked)) for axis in (1, 2))
+    if patch is None:
+        maps, asked = ([_averaged(own, rows, columns) for own in part] for part in (maps, asked))
+    square = None if patch is None else min(patch, rows, columns)
+    net = _learnt(maps, member, seed, width=width, epochs=epochs, batch=batch, lr=lr, crop=square)
+    if square is None:
+        return _judged(net, asked)
+    streams = ImageStreams(seed, experiment.candidates, "patches")
+    found = [_judged(net, _cut(asked, square, streams)) for _ in range(patches)]
+    return np.asarray(np.sum(found, axis=0), np.float64)
+
+
+def _maps(experiment: Experiment, asked: Asked, ids: Sequence[str], make: Make, side: int) -> list[Tensor]:
+    """The maps of images, in the order of the ids, of at most `side` rows and columns."""
+    found: dict[str, Tensor] = {}
+    for names, logits in asked.maps(ids):
+        for name, own in zip(names, logits, strict=True):
+            one = make(own.float().cpu(), experiment.samples.sample(name)[1])
+            found[name] = _averaged(one, min(side, one.shape[1]), min(side, one.shape[2])).clamp(0, 1)
+    return [found[name] for name in ids]
+
+
+def _averaged(one: Tensor, height: int, width: int) -> Tensor:
+    return one if one.shape[1:] == (height, width) else F.adaptive_avg_pool2d(one, (height, width))
+
+
+def _cut(maps: Sequence[Tensor], side: int, streams: ImageStreams) -> list[Tensor]:
+    """A random square of each map."""
+    places = streams.uniform(torch.empty(len(maps), 2)).tolist()
+    found = []
+    for one, (down, along) in zip(maps, places, strict=True):
+        top, left = int(down * (one.shape[1] - side + 1)), int(along * (one.shape[2] - side + 1))
+        found.append(one[:, top : top + side, left : left + side])
+    return found
+
+
+class _Kept:
+    """Maps with whether their image is a member, as the training loop wants its images."""
+
+    def __init__(self, maps: Sequence[Tensor], member: Sequence[int]) -> None:
+        self.ids = tuple(str(row) for row in range(len(maps)))
+        self._maps, self._member = maps, member
+
+    def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
+        """A map C x H x W and its label 1 x 1."""
+        return self._maps[int(image_id)], torch.full((1, 1), self._member[int(image_id)])
+
+
+def _learnt(
+    maps: Sequence[Tensor],
+    member: Sequence[int],
+    seed: int,
+    *,
+    width: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    crop: int | None,
+) -> AttackNet:
+    """An attack network that has learnt who of these is a member; torch's own generator is left as it was."""
+    views: dict[str, Any] = {"flip": False} | ({"crop": [crop, crop]} if crop else {})
+    schedule = Schedule(epochs=epochs, batch=batch, lr=lr, seed=seed, precision="fp32", augment=views)
+    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        net = AttackNet(maps[0].shape[0], width)
+        fit(net, _Kept(maps, member), None, standard, schedule, Path(folder))
+    return net
+
+
+@torch.no_grad()
+def _judged(net: AttackNet, maps: Sequence[Tensor]) -> Floats:
+    """Logit of member minus that of none, of maps of one size."""
+    device = next(net.parameters()).device
+    parts = [net(torch.stack(list(maps[row : row + 32])).to(device)).double().cpu() for row in range(0, len(maps), 32)]
+    found = torch.cat(parts)[:, :, 0, 0]
+    return np.asarray((found[:, 1] - found[:, 0]).numpy(), np.float64)

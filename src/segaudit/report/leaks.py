@@ -1,0 +1,233 @@
+"""What each victim of a membership experiment gives away: its attacks, the worst of them, whether a defense held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segaudit.metrics import confusion
+from segaudit.metrics.membership import Hits, Measured, fall, measure
+from segaudit.report.headline import with_sign
+from segaudit.report.summary import unique
+from segaudit.types import AWARE, Inference, Results, UserError, Victim
+
+KNOWS = {"none": "", "oblivious": " that does not know of the {}", "adaptive": " that knows of the {}"}
+HELD, LESS, NOT, UNKNOWN = "holds", "lowers the leak", "does not hold", "cannot be judged"
+DIGITS = 3
+"""Of an AUC in a text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leak:
+    """One attack with its measures."""
+
+    of: Inference
+    measured: Measured
+
+    @property
+    def told(self) -> str:
+        """`lira (adaptive)`."""
+        return self.of.attack if self.of.threat == "none" else f"{self.of.attack} ({self.of.threat})"
+
+    @property
+    def rare(self) -> Hits:
+        """The hits at 1 % false alarms."""
+        return self.measured.hits[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """One victim, all attacks on it, and the one beside it that neither defense nor poison sets apart.
+
+    victim: None where it is not noted. bare: the same network without the defense; clean: without the poison; None for
+    one that is so itself, or where there is none.
+    """
+
+    model: str
+    defense: str
+    poison: str
+    victim: Victim | None
+    leaks: tuple[Leak, ...]
+    bare: Standing | None
+    clean: Standing | None
+
+    @property
+    def title(self) -> str:
+        """`unet + dp, poisoned with line`."""
+        return title(self.model, self.defense, self.poison)
+
+    @property
+    def worst(self) -> Leak | None:
+        """The attack with the largest AUC, of all threats; of equal ones one that knows of the defense."""
+        told = [leak for leak in self.leaks if not math.isnan(leak.measured.auc)]
+        return max(told, key=lambda leak: (leak.measured.auc, leak.of.threat == AWARE), default=None)
+
+    @property
+    def sharpest(self) -> Leak | None:
+        """The attack that finds most at 1 % false alarms; None where that is not resolvable."""
+        told = [leak for leak in self.leaks if leak.rare.resolvable]
+        return max(told, key=lambda leak: leak.rare.tpr, default=None)
+
+    @property
+    def known(self) -> bool:
+        """Whether an attacker who knows of the defense was tried, or there is none to know of."""
+        return self.defense == "none" or any(leak.of.threat == AWARE for leak in self.leaks)
+
+    @property
+    def verdict(self) -> str:
+        """Of a defense, by its worst attack: `HELD` (no better than chance), `LESS` than without it, `NOT`, `UNKNOWN`.
+
+        No better than chance is an AUC whose interval holds 0.5, and no attack that finds more at 1 % false alarms
+        than a guess does, by a test at 5 % shared among the attacks. It cannot be judged without an attacker who knows
+        of it, or beside a network that gives nothing away.
+        """
+        bare = self.bare.worst if self.bare else None
+        if not self.known or self.worst is None or bare is None or not bare.measured.low > 0.5:
+            return UNKNOWN
+        if self.worst.measured.low <= 0.5 and not any(leak.rare.chance < 0.05 / len(self.leaks) for leak in self.leaks):
+            return HELD
+        return LESS if fall(bare.measured, self.worst.measured)[0] > 0 else NOT
+
+    @property
+    def line(self) -> str:
+        """All of it in a sentence or two."""
+        worst = self.worst
+        if worst is None:
+            return f"{self.title}: no attack on it was made."
+        if self.defense == "none":
+            return f"{self.title}: {_finds(self, worst)}.{_quality(self)}"
+        beside = self.bare.worst if self.bare else None
+        without = f"; without the defense, {beside.told} has an AUC of {area(beside)}" if beside else ""
+        lacking = "" if self.known else " No attacker who knows of the defense was tried."
+        return f"{self.title} {self.verdict}: {_finds(self, worst)}{without}.{lacking}{_cost(self)}{_budget(self)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Shares in [0, 1] on the images that a victim was trained on, and on others; nan where none are noted."""
+
+    miou: float
+    miou_others: float
+    dice: float
+    dice_others: float
+
+    @property
+    def gap(self) -> float:
+        """How much larger the mIoU is on the images of the training."""
+        return self.miou - self.miou_others
+
+    @property
+    def dice_gap(self) -> float:
+        """The same of the Dice coefficient."""
+        return self.dice - self.dice_others
+
+
+def title(model: str, defense: str, poison: str) -> str:
+    """How a victim is called."""
+    told = model if defense == "none" else f"{model} + {defense}"
+    return told if poison == "none" else f"{told}, poisoned with {poison}"
+
+
+def quality(victim: Victim | None) -> Quality:
+    """Of a victim, from its counts."""
+    if victim is None:
+        return Quality(math.nan, math.nan, math.nan, math.nan)
+    each = (score(counts) for score in (confusion.miou, confusion.dice) for counts in (victim.members, victim.others))
+    return Quality(*each)
+
+
+def standings(results: Results) -> list[Standing]:
+    """One for each victim, in the order of the results. Raises UserError for a run without any."""
+    privacy = results.privacy
+    if privacy is None or not asked(results):
+        raise UserError(
+            f"table: {results.name} holds no membership experiment; ask for one in its spec with "
+            "`membership: {victim: {source: smp, name: Unet}, train_size: 200}`"
+        )
+    victims = {(own.model, own.defense, own.poison): own for own in privacy.victims}
+    attacks: dict[tuple[str, str, str], list[Leak]] = {}
+    for of in privacy.inferences:
+        if of.model:
+            attacks.setdefault((of.model, of.defense, of.poison), []).append(Leak(of, measure(of)))
+    made: dict[tuple[str, str, str], Standing] = {}
+    keys = unique([*victims, *attacks])
+    for key in sorted(keys, key=lambda key: (key[1] != "none") + (key[2] != "none")):  # those beside others first
+        model, defense, poison = key
+        made[key] = Standing(
+            *key,
+            victims.get(key),
+            tuple(attacks.get(key, ())),
+            bare=made.get((model, "none", poison)) if defense != "none" else None,
+            clean=made.get((model, defense, "none")) if poison != "none" else None,
+        )
+    return [made[key] for key in keys]
+
+
+def asked(results: Results) -> bool:
+    """Whether a run holds anything of a membership experiment."""
+    return results.privacy is not None and bool(results.privacy.victims or results.privacy.inferences)
+
+
+def baselines(results: Results) -> list[Leak]:
+    """The attacks that see no network: what they find, the split gives away."""
+    return [Leak(of, measure(of)) for of in (results.privacy.inferences if results.privacy else ()) if not of.model]
+
+
+def confounded(found: Sequence[Leak]) -> Leak | None:
+    """The baseline that is furthest from chance, of those whose interval does not hold 0.5."""
+    told = [leak for leak in found if not math.isnan(leak.measured.low) and not leak.measured.by_chance]
+    return max(told, key=lambda leak: abs(leak.measured.auc - 0.5), default=None)
+
+
+def area(leak: Leak) -> str:
+    """`0.953 (0.930 to 0.976)`."""
+    made = leak.measured
+    inside = "" if math.isnan(made.low) else f" ({made.low:.{DIGITS}f} to {made.high:.{DIGITS}f})"
+    return f"{made.auc:.{DIGITS}f}{inside}"
+
+
+def _finds(own: Standing, worst: Leak) -> str:
+    """What the worst attack does, and the one that finds most at few false alarms."""
+    knows = KNOWS.get(worst.of.threat, "").format("poison" if own.defense == "none" else "defense")
+    who = f"an attacker{knows} ({worst.of.attack})"
+    told = f"{who} tells members from others with an AUC of {area(worst)}"
+    if worst.measured.by_chance:
+        told += ", which may be chance"
+    sharp = own.sharpest
+    if sharp is None:
+        return f"{told}; what is found at 1 % false alarms is not resolvable with {worst.measured.others} others"
+    by = "" if sharp is worst else f" ({sharp.told})"
+    return (
+        f"{told}; at 1 % false alarms {with_sign(sharp.rare.tpr)} are found{by}, "
+        f"with an interval of {100 * sharp.rare.low:.1f} to {with_sign(sharp.rare.high)}"
+    )
+
+
+def _quality(own: Standing) -> str:
+    made = quality(own.victim)
+    if math.isnan(made.miou):
+        return ""
+    return (
+        f" It scores {with_sign(made.miou)} mIoU on members and {with_sign(made.miou_others)} on others "
+        f"(Dice {with_sign(made.dice)} and {with_sign(made.dice_others)})."
+    )
+
+
+def _cost(own: Standing) -> str:
+    """What a defense costs on images that neither network was trained on."""
+    made, beside = quality(own.victim), quality(own.bare.victim if own.bare else None)
+    miou, dice = beside.miou_others - made.miou_others, beside.dice_others - made.dice_others
+    if math.isnan(miou):
+        return _quality(own)
+    word = "costs" if miou >= 0 else "gains"
+    other = "" if (dice >= 0) == (miou >= 0) else "gains " if dice < 0 else "costs "
+    return f" On others it {word} {100 * abs(miou):.1f} points of mIoU and {other}{100 * abs(dice):.1f} of Dice."
+
+
+def _budget(own: Standing) -> str:
+    facts = own.victim.facts if own.victim else {}
+    if "epsilon" not in facts:
+        return ""
+    delta = f" at a delta of {facts['delta']:.3g}" if "delta" in facts else ""
+    return f" It is private to an epsilon of {facts['epsilon']:.3g}{delta}."

@@ -1,0 +1,175 @@
+"""What a page says of the privacy of the training images: verdicts, doubts, tables, curves, the most exposed images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from segaudit.metrics.chance import placement
+from segaudit.metrics.membership import fall
+from segaudit.report import privacy_beside as beside
+from segaudit.report import privacy_tables as tables
+from segaudit.report import rocs
+from segaudit.report.grid import Grid, comma
+from segaudit.report.headline import with_sign
+from segaudit.report.leaks import Leak, Standing, area, asked, baselines, confounded, standings
+from segaudit.report.pictures import thumbnails
+from segaudit.report.sheets import Box, Sheet
+from segaudit.report.summary import Row, unique
+from segaudit.types import Results, UserError
+
+EXPOSED = 5
+"""Training images shown as the most exposed."""
+SPLIT = {
+    "unit": "in or out together", "units": "such units", "members": "members", "others": "others like them",
+    "shadow_members": "members of a shadow", "population": "images that no network saw", "shadows": "shadows",
+    "references": "references",
+}  # fmt: skip
+
+
+def section(results: Results, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """What the page shows; None for a run without a membership experiment."""
+    if results.privacy is None or not asked(results):
+        return None
+    found, blind = standings(results), baselines(results)
+    optional = {key: _grid(ask, results, rows) for key, ask in ASKED.items()}
+    return {
+        "lead": [own.line for own in found if own.defense == "none" and own.poison == "none"] or [found[0].line],
+        "lines": [own.line for own in found],
+        "poisoned": [line for own in found if own.clean for line in _poisoned(own)],
+        "doubts": list(doubts(results, found, blind)),
+        "blind": list(_blind(blind)),
+        "split": [
+            (text, str(results.privacy.split[key])) for key, text in SPLIT.items() if key in results.privacy.split
+        ],
+        "pivot": _coloured(*tables.pivot(results, found, blind)),
+        "utility": tables.utility(results, found),
+        "measures": tables.measures(results, found, blind),
+        "rocs": figures(found, blind),
+        "exposed": exposed(results, found),
+        "csv": comma(tables.long(results, found, blind)),
+        **optional,
+    }
+
+
+def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -> Iterator[str]:
+    """What throws doubt on a membership experiment, a sentence each, the gravest first."""
+    split: Mapping[str, Any] = results.privacy.split if results.privacy else {}
+    if leak := confounded(blind):
+        yield (
+            f"The split itself leaks: {leak.of.attack}, which sees no network, tells members from others with an AUC "
+            f"of {area(leak)}, so no figure above it counts as a leak of a network alone. Draw at random what is in "
+            "and out, whole units together (`unit: group`)."
+        )
+    elif not blind:
+        yield "No attack without a network was run (`no_model`), so whether the split itself leaks is not known."
+    if left := split.get("left_out"):
+        yield f"Left out: {left}."
+    if split.get("unit") == "order":
+        yield "Members are the first images of the folder (`unit: order`): such a split is for showing that it leaks."
+    if controlled(results):
+        leaks = [leak for own in found for leak in own.leaks]
+        off = unique(leak.told for leak in leaks if not leak.measured.by_chance)
+        if off:
+            yield (
+                "Membership was drawn at random (`shuffled`), and yet of these attacks an interval does not hold 0.5, "
+                f"as one in twenty may by chance: {', '.join(off)}."
+            )
+    for own in found:
+        if own.leaks and not own.known:
+            yield f"No attacker who knows of the defense was tried on {own.title}: do not rely on it."
+    others = min((leak.measured.others for own in found for leak in own.leaks), default=0)
+    if 0 < others < 100:
+        yield f"{others} images that are no members resolve no rate of false alarms under {100 / others:.3g} %."
+
+
+def controlled(results: Results) -> bool:
+    """Whether membership was drawn at random, though the victim saw none of the images."""
+    asked = results.spec.get("membership")
+    return bool(isinstance(asked, Mapping) and asked.get("shuffled"))
+
+
+def figures(found: Sequence[Standing], blind: Sequence[Leak]) -> list[dict[str, Any]]:
+    """The worst attack on each victim together, if there are several; then all attacks on each, of those that know."""
+    worst = [(f"{own.title}, {own.worst.told}", own.worst) for own in found if own.worst]
+    made = [rocs.figure("The worst attack on each", worst, blind)] if len(worst) > 1 else []
+    for own in found:
+        knowing = [leak for leak in own.leaks if leak.of.threat != "oblivious"] or list(own.leaks)
+        if knowing:
+            made.append(rocs.figure(own.title, [(leak.told, leak) for leak in knowing], blind))
+    return made
+
+
+def exposed(results: Results, found: Sequence[Standing]) -> list[dict[str, Any]]:
+    """The training images of each victim without defense and poison that stand out most, by LiRA or the worst attack.
+
+    Those whose picture the run keeps come with it.
+    """
+    made = []
+    for own in found if not controlled(results) else ():
+        lira = [leak for leak in own.leaks if leak.of.attack.startswith("lira") and not math.isnan(leak.measured.auc)]
+        leak = max(lira, key=lambda leak: leak.measured.auc, default=own.worst)
+        if own.defense != "none" or own.poison != "none" or leak is None:
+            continue
+        of = leak.of
+        members = sorted((i for i, member in enumerate(of.member) if member), key=lambda i: -of.scores[i])[:EXPOSED]
+        above = placement(of.scores[~of.member], of.scores[members])
+        kept = thumbnails(results, [of.ids[i] for i in members])
+        told = [f"scores above {with_sign(float(share))} of the others" for share in above]
+        items = [kept.get(of.ids[i], {}) | {"id": of.ids[i], "told": told[n]} for n, i in enumerate(members)]
+        made.append({"title": f"{own.title}, {leak.told}", "items": items})
+    return made
+
+
+ASKED = {"classes": tables.classes, "groups": tables.groups, "poison": beside.poison, "joint": beside.joint}
+
+
+def _grid(ask: Any, results: Results, rows: Sequence[Row]) -> Grid | None:
+    """A table that not every experiment has."""
+    try:
+        made: Grid = ask(results, rows, "", False)
+    except UserError:
+        return None
+    return made if made.rows else None
+
+
+def _blind(blind: Sequence[Leak]) -> Iterator[str]:
+    for leak in blind:
+        told = "holds 0.5, as it must" if leak.measured.by_chance else "does not hold 0.5: the split itself leaks"
+        yield f"{leak.of.attack}, which sees no network, has an AUC of {area(leak)}: the interval {told}."
+
+
+def _poisoned(own: Standing) -> Iterator[str]:
+    """What a poisoned victim does at the trigger, and whether it leaks more than the clean one."""
+    clean = own.clean
+    if clean is None:
+        return
+    mine, theirs = (each.victim.triggered if each.victim else {} for each in (own, clean))
+    told = []
+    for word in ("success", "benign_accuracy", "outside_accuracy"):
+        name = next((name for name in (f"{own.poison} {word}", word) if not math.isnan(mine.get(name, math.nan))), "")
+        clear = f" (without the poison {with_sign(theirs[name])})" if name in theirs else ""
+        told += [f"{word.replace('_', ' ')} {with_sign(mine[name])}{clear}"] if name else []
+    if told:
+        yield f"{own.title}: {', '.join(told)}."
+    if own.worst and clean.worst:
+        low, high = fall(own.worst.measured, clean.worst.measured)
+        word = "more than" if low > 0 else "less than" if high < 0 else "no more, beyond chance, than"
+        yield (
+            f"{own.title} gives away {word} the one without the poison: an AUC of {area(own.worst)} by "
+            f"{own.worst.told} against {area(clean.worst)} by {clean.worst.told}."
+        )
+
+
+def _coloured(grid: Grid, areas: Sequence[Sequence[float]]) -> Sheet:
+    """The deeper, the further the AUC is above 0.5."""
+    body = [
+        [*map(Box, row[: grid.words]), *(Box(text, _depth(a)) for text, a in zip(row[grid.words :], own, strict=True))]
+        for row, own in zip(grid.rows, areas, strict=True)
+    ]
+    return Sheet(grid.title, grid.header, body, grid.words)
+
+
+def _depth(auc: float) -> float | None:
+    return None if math.isnan(auc) else max(0.0, 2 * auc - 1)

@@ -1,0 +1,191 @@
+"""The measures of membership inference against scikit-learn, scipy, and the definitions, pair by pair."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import binomtest, fisher_exact, norm
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from leak_kit import chance, inference
+from segaudit.metrics.chance import by_luck, clopper_pearson, interval, newcombe
+from segaudit.metrics.membership import by_class, by_unit, fall, measure
+from segaudit.metrics.roc import auc, tpr_at
+from segaudit.types import Inference
+
+
+def drawn(seed: int, images: int = 120, shift: float = 0.8, threshold: float | None = None) -> Inference:
+    """Members score higher by this; one in four scores is tied."""
+    rng = np.random.default_rng(seed)
+    base = inference(0.5, images=images, threshold=threshold)
+    scores = rng.normal(0, 1, 2 * images) + shift * base.member
+    scores[::4] = scores[::4].round()
+    return replace(base, scores=scores)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_area_and_interval_are_those_of_the_definition(seed: int) -> None:
+    of = drawn(seed)
+    made, above, below = measure(of), of.scores[of.member], of.scores[~of.member]
+    assert made.auc == pytest.approx(roc_auc_score(of.member, of.scores), abs=1e-12)
+    wins = np.array([[1.0 if a > b else 0.5 if a == b else 0.0 for b in below] for a in above])
+    rows, columns = wins.mean(1), wins.mean(0)
+    variance = ((rows - wins.mean()) ** 2).sum() / (len(rows) - 1) / len(rows)
+    variance += ((columns - wins.mean()) ** 2).sum() / (len(columns) - 1) / len(columns)
+    half = norm.ppf(0.975) * math.sqrt(variance)
+    assert (made.low, made.high) == pytest.approx((wins.mean() - half, wins.mean() + half), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("threshold", [None, 0.3, 1.0])
+def test_accuracies_are_those_of_scikit_learn(seed: int, threshold: float | None) -> None:
+    of = drawn(seed, threshold=threshold)
+    made = measure(of)
+    called = of.scores >= made.threshold if threshold is None else of.scores > threshold
+    assert made.tuned == (threshold is None)
+    assert made.accuracy == pytest.approx(accuracy_score(of.member, called))
+    assert made.balanced_accuracy == pytest.approx(balanced_accuracy_score(of.member, called))
+    assert made.f1 == pytest.approx(f1_score(of.member, called))
+    if threshold is None:
+        best = max(((of.scores[of.member] >= t).mean() + (of.scores[~of.member] < t).mean()) / 2 for t in of.scores)
+        assert made.balanced_accuracy == pytest.approx(best)
+
+
+def test_a_threshold_calls_only_what_is_above_it() -> None:
+    made = measure(inference(0.5, images=4, threshold=2.0))  # two members score exactly 2
+    assert (made.accuracy, made.f1) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(("hit", "count"), [(0, 20), (1, 20), (13, 20), (20, 20), (3, 1000)])
+def test_the_interval_of_a_share_is_scipys_exact_one(hit: int, count: int) -> None:
+    exact = binomtest(hit, count).proportion_ci(method="exact")
+    assert clopper_pearson(hit / count, count) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("others", "told"), [(99, (False, False)), (100, (True, False)), (1000, (True, True))])
+def test_a_rate_is_resolvable_where_one_false_alarm_is_within_it(others: int, told: tuple[bool, bool]) -> None:
+    of = drawn(1, images=others)
+    one, tenth, none = measure(of).hits
+    assert (one.resolvable, tenth.resolvable, none.resolvable) == (*told, True)
+    below, above = of.scores[~of.member], of.scores[of.member]
+    assert none.tpr == pytest.approx((above > below.max()).mean())
+    if told[0]:
+        assert one.tpr == tpr_at(below, above, 0.01) > 0
+        exact = binomtest(round(one.tpr * others), others).proportion_ci(method="exact")
+        assert (one.low, one.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("hits", "false", "members", "others"), [(7, 2, 200, 200), (3, 0, 10, 12), (5, 1, 5, 9)])
+def test_luck_is_fishers_exact_test(hits: int, false: int, members: int, others: int) -> None:
+    table = [[hits, members - hits], [false, others - false]]
+    assert by_luck(hits, false, members, others) == pytest.approx(fisher_exact(table, "greater").pvalue)
+
+
+def test_a_guess_is_as_lucky_as_it_says() -> None:
+    luck = np.array([measure(drawn(seed, images=200, shift=0.0)).hits[0].chance for seed in range(200)])
+    assert 0.01 <= (luck < 0.05).mean() <= 0.1
+    assert measure(drawn(0, images=200, shift=3.0)).hits[0].chance < 1e-6
+
+
+def test_a_perfect_attack_has_an_interval_too() -> None:
+    made = measure(inference(1.0, images=30))
+    assert (made.auc, made.high) == (1.0, 1.0)
+    z = norm.ppf(0.975)
+
+    def off(true: float) -> float:  # Newcombe's method 5 with 30 and 30 images
+        spread = 1 + (30 - 1) * ((1 - true) / (2 - true) + true / (1 + true))
+        return (1 - true) ** 2 - z**2 * true * (1 - true) * spread / 900
+
+    assert made.low == pytest.approx(brentq(off, 0.5, 1 - 1e-9), abs=1e-9)
+    assert newcombe(0.0, 30, 30) == pytest.approx((0.0, 1 - made.low), abs=1e-9)
+
+
+def test_images_of_one_unit_count_as_one() -> None:
+    """Ten copies of each image say no more than the image."""
+    once = drawn(5, images=40)
+    copies = Inference(
+        **{field: getattr(once, field) for field in ("model", "defense", "poison", "threat", "attack", "threshold")},
+        ids=tuple(f"{name}/{i}" for name in once.ids for i in range(10)),
+        member=once.member.repeat(10), scores=once.scores.repeat(10), units=tuple(np.repeat(once.units, 10).tolist()),
+        target=once.target.repeat(10, 0), seconds=1.0,
+    )  # fmt: skip
+    one, ten = measure(once), measure(copies)
+    assert ten.auc == pytest.approx(one.auc)
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=0.015)
+    naive = measure(replace(copies, units=copies.ids))
+    assert naive.high - naive.low < 0.5 * (ten.high - ten.low)
+    assert (ten.units, naive.units) == (80, 800)
+    hit = ten.hits[0]
+    assert (hit.low, hit.high) == pytest.approx(clopper_pearson(hit.tpr, 40))
+
+
+def test_units_are_drawn_whole() -> None:
+    """Against a loop that puts the drawn units' images together."""
+    of = drawn(2, images=24)
+    units = np.array([f"{name[:2]}{int(name[-2:]) % 5}" for name in of.ids])  # of different sizes
+    sides = [(of.scores[side], units[side]) for side in (of.member, ~of.member)]
+    (above, of_above), (below, of_below) = sides
+    low, high = interval(below, above, of_below, of_above, draws=300, seed=4)
+    rng, areas = np.random.default_rng(4), []
+    times = [rng.multinomial(5, np.full(5, 0.2), 300) for _ in range(2)]
+    for inside, outside in zip(*times, strict=True):
+        one = np.concatenate([np.tile(above[of_above == f"in{k}"], n) for k, n in enumerate(inside)])
+        other = np.concatenate([np.tile(below[of_below == f"ou{k}"], n) for k, n in enumerate(outside)])
+        areas.append(auc(other, one))
+    assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
+
+
+def test_a_single_unit_has_no_interval() -> None:
+    made = measure(inference(0.75, images=8, group=8))
+    assert made.auc == 0.75
+    assert math.isnan(made.low)
+    assert not made.by_chance
+
+
+def test_random_membership_is_by_chance_as_often_as_it_says() -> None:
+    inside = sum(measure(drawn(seed, images=60, shift=0.0)).by_chance for seed in range(200))
+    assert 183 <= inside <= 198  # 190 of 200, within three standard deviations
+    assert measure(chance()).by_chance
+    assert not measure(inference(0.75)).by_chance
+
+
+def test_classes_are_told_on_the_images_that_hold_them() -> None:
+    of = inference(0.75, images=8)
+    target = np.zeros((16, 3), int)
+    target[:, 0], target[[0, 7, 8, 9], 1], target[0, 2] = 9, 4, 1
+    every, some, one = by_class(replace(of, target=target))
+    assert (every.members, every.others, every.auc) == (8, 8, 0.75)
+    assert (some.members, some.others, some.auc) == (2, 2, 0.5)  # of image 0, found, and image 7, not
+    assert (one.members, one.others) == (1, 0)
+    assert math.isnan(one.auc)
+    assert math.isnan(one.accuracy)
+
+
+def test_units_by_hand() -> None:
+    of = inference(0.5, images=4, group=2, threshold=0.6)
+    made = {unit.name: unit for unit in by_unit(of)}
+    assert list(made) == ["in0", "in1", "out0", "out1"]
+    assert [unit.member for unit in made.values()] == [True, True, False, False]
+    assert [unit.exposure for unit in made.values()] == [1.0, 0.0, 0.0, 1.0]  # out1 against out0 alone
+    assert [unit.called for unit in made.values()] == [1.0, 0.0, 0.0, 0.5]
+    (both,) = by_unit(replace(of, units=("all",) * 8))
+    assert both.member is None
+    assert math.isnan(both.exposure)
+
+
+def test_a_fall_adds_both_spreads() -> None:
+    one, other = measure(inference(0.9)), measure(inference(0.8))
+    low, high = fall(one, other)
+    assert low == pytest.approx(0.1 - math.hypot(one.auc - one.low, other.high - other.auc))
+    assert high == pytest.approx(0.1 + math.hypot(one.high - one.auc, other.auc - other.low))
+
+
+def test_a_nan_is_no_score() -> None:
+    of = inference(0.5, images=4)
+    of.scores[1] = math.nan
+    with pytest.raises(ValueError, match="a score is nan"):
+        measure(of)

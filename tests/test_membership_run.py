@@ -1,0 +1,332 @@
+"""Membership experiments from the spec to what is read back: resumed, in parallel, defended, controlled, joint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from audit_kit import run_in_process
+from membership_kit import assert_same, computed, content, found, nets, spec, whole, words, write
+from segaudit import registry
+from segaudit.audit.execute import local
+from segaudit.audit.membership import experiment, networks
+from segaudit.audit.membership.images import Chosen, Tainted
+from segaudit.audit.membership.kept import read_table
+from segaudit.audit.membership.queries import Network
+from segaudit.audit.membership.trainer import NetTrainer
+from segaudit.audit.run import results
+from segaudit.audit.spec import RunSpec
+from segaudit.audit.store import Store
+from segaudit.types import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread", "alone")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """No attack but those of the tests: a forest for each run would take longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.TABLES, "membership", {})
+        yield
+
+
+def named(folder: Path, *names: str) -> list[str]:
+    return [f"{write(folder)}{name}" for name in names]
+
+
+def test_networks_are_trained_once_and_the_same_command_computes_nothing(tmp_path: Path) -> None:
+    asked = spec(tmp_path, attacks=named(tmp_path, "least_loss", "by_shadow", "blind"))
+    first = found(asked, tmp_path / "out")
+    before = nets(tmp_path / "out")
+    assert len(before) == 1 + 1 + 2
+    assert computed(tmp_path / "out") == [4 + 3]
+    assert_same(found(asked, tmp_path / "out"), first)
+    assert computed(tmp_path / "out") == [7, 0]
+    assert nets(tmp_path / "out") == before
+    assert not list((tmp_path / "out" / "nets").glob("*.training"))
+    assert [words(own) for own in first.inferences] == [
+        ("", "none", "none", "none", "blind"),
+        ("unet", "none", "none", "none", "least_loss"),
+        ("unet", "none", "none", "none", "by_shadow"),
+    ]
+    (victim,) = first.victims
+    assert victim.members.target.shape == victim.others.target.shape == (8, 2)
+    assert victim.members.target.sum() == 8 * 256
+    assert victim.facts["parameters"] > 0
+    blind, loss, by_shadow = first.inferences
+    assert (blind.scores > 0.5).tolist() == blind.member.tolist()
+    assert (loss.threshold, by_shadow.threshold, blind.threshold) == (None, 0.0, 0.5)
+    assert loss.target.sum(1).tolist() == [256] * 16
+    assert first.split["members"] == 8
+    more = spec(tmp_path, attacks=named(tmp_path, "least_loss", "by_shadow", "blind"), references=4)
+    found(more, tmp_path / "out")
+    assert computed(tmp_path / "out")[-1] == 2 + 2  # new references; attacks that see networks are run again
+    assert before.items() <= nets(tmp_path / "out").items()
+
+
+def test_the_number_of_workers_changes_no_result(tmp_path: Path) -> None:
+    asked = spec(tmp_path, references=0, attacks=named(tmp_path, "least_loss", "blind"))
+    one, two = found(asked, tmp_path / "one"), found(asked, tmp_path / "two", local(2))
+    assert_same(one, two)
+    assert nets(tmp_path / "one").keys() == nets(tmp_path / "two").keys()
+    for name in nets(tmp_path / "one"):
+        tensors = [(tmp_path / run / "nets" / name).read_bytes() for run in ("one", "two")]
+        assert _tensors(tensors[0]) == _tensors(tensors[1])
+
+
+def _tensors(file: bytes) -> bytes:
+    """Without the header, in which the seconds are."""
+    return file[8 + int.from_bytes(file[:8], "little") :]
+
+
+def test_a_run_killed_in_a_training_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    training = {"epochs": 60, "batch": 4, "precision": "fp32"}
+    made = content(tmp_path, references=0, training=training, attacks=[f"{write(tmp_path)}least_loss"])
+    made["membership"]["attacks"].append({"name": f"{write(tmp_path)}blind"})
+    path, out = tmp_path / "spec.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(made))
+    process = subprocess.Popen(run_in_process(path, out, 1), start_new_session=True)
+    deadline = time.monotonic() + 120
+    try:
+        while not any(len(own.read_text().splitlines()) > 5 for own in out.glob("nets/*.training/metrics.jsonl")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    (folder,) = out.glob("nets/*.training")
+    assert (folder / "checkpoint.pt").exists()
+    asked = RunSpec.model_validate(made)
+    resumed = found(asked, out)
+    assert_same(resumed, found(asked, tmp_path / "whole"))
+    for name in nets(out):
+        assert _tensors((out / "nets" / name).read_bytes()) == _tensors(
+            (tmp_path / "whole" / "nets" / name).read_bytes()
+        )
+    assert not list(out.glob("nets/*.training"))
+
+
+def test_an_attacker_who_knows_has_shadows_and_references_that_are_defended_alike(tmp_path: Path) -> None:
+    attack, halved, fewer = named(tmp_path, "least_loss", "halved", "fewer")
+    asked = spec(tmp_path, attacks=[attack], defenses=["none", halved, {"name": fewer, "share": 0.5}])
+    planned = _planned(asked, tmp_path / "out")
+    threats = {(own.victim.defense.name, own.threat): own for own in planned.scorings if own.victim}
+    assert set(threats) == {("none", "none")} | {(d, t) for d in (halved, fewer) for t in ("oblivious", "adaptive")}
+    for (defense, threat), own in threats.items():
+        others = {net.defense.name for net in (*own.shadows, *own.references)}
+        assert others == ({defense} if threat == "adaptive" else {"none"})
+        assert (len(own.shadows), len(own.references)) == (1, 2)
+    made = found(asked, tmp_path / "out")
+    facts = {words(own)[1]: own.facts for own in made.victims}
+    assert [own.get("epsilon") for own in facts.values()] == [None, None, 0.5]
+    assert len(nets(tmp_path / "out")) == 2 * 4  # halved serves the plain networks
+    plain, half = made.inferences[:2]
+    assert not np.array_equal(plain.scores, half.scores)
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "out" / "networks").glob("*.json")]
+    assert len(cards) == 3 * 4
+
+
+def _data(asked: RunSpec) -> Any:
+    from segaudit.audit import build
+
+    return build.dataset(asked.data)
+
+
+def test_shadows_never_see_candidates_and_references_nothing_but_them(tmp_path: Path) -> None:
+    asked = spec(tmp_path, data={"count": 64, "per": 2}, references=4, shadows=2)
+    made = found(asked, tmp_path / "out")
+    assert made.split["unit"] == "group"
+    table = read_table(Store(str(tmp_path / "out")), "membership/split.parquet")
+    role = np.array(table["role"])
+    for name in ("shadow/0", "shadow/1"):
+        assert set(role[table[name]]) == {"shadow"}
+    for name in ("victim", *(f"reference/{i}" for i in range(4))):
+        assert set(role[table[name]]) == {"candidate"}
+    assert table["victim"].tolist() == table["member"].tolist()
+    (inference,) = made.inferences
+    assert set(inference.ids) == set(np.array(table["id"])[role == "candidate"])
+    assert len(set(inference.units)) * 2 == len(inference.ids)
+    for unit in set(inference.units):
+        assert len({m for u, m in zip(inference.units, inference.member, strict=True) if u == unit}) == 1
+
+
+def test_a_victim_that_knows_its_images_by_heart_tells_and_the_shuffled_control_does_not(tmp_path: Path) -> None:
+    training = {"epochs": 40, "batch": 4, "lr": 0.01, "precision": "fp32", "augment": {"flip": False}}
+    victim = {"source": "tiny", "name": "unet", "args": {"width": 8}}
+    areas = []
+    for shuffled in (False, True):
+        asked = spec(
+            tmp_path, {"count": 60, "odd": True}, victim=victim, training=training, references=0, shadows=0,
+            train_size=12, shuffled=shuffled,
+        )  # fmt: skip
+        (told,) = found(asked, tmp_path / str(shuffled)).inferences
+        inside, outside = told.scores[told.member], told.scores[~told.member]
+        areas.append(float((inside[:, None] > outside).mean()))
+    assert areas[0] > 0.95
+    assert 0.2 < areas[1] < 0.8
+
+
+def test_the_shuffled_control_asks_a_victim_that_saw_none_of_them(tmp_path: Path) -> None:
+    made = found(spec(tmp_path, data={"count": 60}, shuffled=True, references=0), tmp_path / "out")
+    table = read_table(Store(str(tmp_path / "out")), "membership/split.parquet")
+    role = np.array(table["role"])
+    assert set(role[table["victim"]]) == {"own"}
+    (inference,) = made.inferences
+    assert inference.member.sum() == 8
+    assert not set(np.array(table["id"])[table["victim"]]) & set(inference.ids)
+
+
+def test_a_poisoned_victim_is_another_and_its_trigger_is_tried_on_both(tmp_path: Path) -> None:
+    poison = {"trigger": "line", "size": 4, "probability": 1.0}
+    asked = spec(tmp_path, references=0, poison=["none", poison], training={"epochs": 12, "batch": 4, "lr": 0.02})
+    made = found(asked, tmp_path / "out")
+    clean, poisoned = made.victims
+    assert (clean.poison, poisoned.poison) == ("none", "line(size=4, probability=1)")
+    assert clean.triggered.keys() == poisoned.triggered.keys() >= {"success", "benign_accuracy"}
+    assert clean.triggered != poisoned.triggered
+    assert [own.threat for own in made.inferences] == ["none", "oblivious", "adaptive"]
+    assert len(nets(tmp_path / "out")) == 2 + 2
+
+
+def test_only_a_networks_own_images_are_poisoned_and_the_digest_knows(tmp_path: Path) -> None:
+    from segaudit.privacy.poison import Poison
+
+    data = _data(spec(tmp_path))
+    members = data.ids[:4]
+    tainted = Tainted(data, Poison(probability=1.0), members)
+    for name in data.ids[:8]:
+        assert (tainted.sample(name)[0] != data.sample(name)[0]).any() == (name in members)
+    digests = {
+        Chosen(own, ids).digest()
+        for own in (data, tainted, Tainted(data, Poison(probability=1.0, size=3), members))
+        for ids in (members, members[::-1])
+    }
+    assert len(digests) == 6
+    assert Chosen(tainted, data.ids[4:8]).digest() == Chosen(Tainted(data, Poison(), members), data.ids[4:8]).digest()
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"references": 0, "attacks": ["by_shadow"]}, "by_shadow needs references"),
+        ({"defenses": ["broken"]}, "gave a NoneType, not a Segmenter"),
+        ({"defenses": ["from_reference"], "train_size": 12}, "from_reference needs a reference set"),
+        ({"train_size": 13}, "takes 52 images"),
+        ({"poison": [{"trigger": "line", "rule": "all", "target_class": "bright "}]}, "target_class must be a class"),
+    ],
+)
+def test_what_an_experiment_lacks_is_said_in_one_line(tmp_path: Path, over: dict[str, Any], said: str) -> None:
+    own = write(tmp_path)
+    for key in ("attacks", "defenses"):
+        if key in over:
+            over = over | {key: [own + name for name in over[key]]}
+    with pytest.raises(UserError) as caught:
+        found(spec(tmp_path, **over), tmp_path / "out")
+    assert said in str(caught.value)
+    if "defenses" not in over:
+        assert not (tmp_path / "out" / "nets").exists()
+
+
+def test_an_unfinished_experiment_is_read_as_far_as_it_is_there(tmp_path: Path) -> None:
+    asked = spec(tmp_path, attacks=named(tmp_path, "least_loss", "blind"), references=0)
+    found(asked, tmp_path / "out")
+    (tmp_path / "out" / "inferences").rename(tmp_path / "out" / "away")
+    left = results(str(tmp_path / "out"))
+    assert left.lacking == 2
+    assert left.privacy is not None
+    assert left.privacy.inferences == []
+    assert len(left.privacy.victims) == 1
+    (tmp_path / "out" / "signals").rename(tmp_path / "out" / "gone")
+    with pytest.raises(UserError, match="no part of this run is finished yet"):
+        results(str(tmp_path / "out"))
+    before = nets(tmp_path / "out")
+    assert whole(asked, tmp_path / "out").lacking == 0
+    assert nets(tmp_path / "out") == before
+
+
+def test_a_defended_network_is_found_again_by_what_it_was_made_of_then(tmp_path: Path) -> None:
+    asked = spec(tmp_path, references=0, defenses=["none", "distillation"])
+    first = found(asked, tmp_path / "out")
+    before = nets(tmp_path / "out")
+    assert len(before) == 2 + 2
+    (net,) = (own for own in _planned(asked, tmp_path / "out").victims if own.defense.name == "distillation")
+    networks.forget()
+    study = _planned(asked, tmp_path / "out").study
+    trained = NetTrainer.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segaudit.training.loop.fit", None)  # nothing is left to train
+        patch.setattr(NetTrainer, "fit", lambda self, ids, **own: trained(self, ids[::-1], **own))  # nor to name
+        served, trainer = networks.make(study, net)
+    again = Network(Store(str(tmp_path / "out")), "again", lambda: served, _data(asked), 8)
+    again.answer(study.split.ids)
+    for name, values in networks.asked(study, net).signals(study.split.ids).items():
+        np.testing.assert_array_equal(values, again.signals(study.split.ids)[name])
+    assert len(trainer.keys) == 2
+    assert nets(tmp_path / "out") == before
+    (tmp_path / "out" / "nets" / f"{trainer.keys[1]}.safetensors").unlink()
+    (tmp_path / "out" / "signals" / f"{net.key}.parquet").unlink()
+    assert_same(found(asked, tmp_path / "out"), first)
+    assert nets(tmp_path / "out").keys() == before.keys()
+
+
+def _planned(asked: RunSpec, out: Path) -> experiment.Plan:
+    made = experiment.plan(asked, _data(asked), str(out))
+    assert made is not None
+    return made
+
+
+def test_what_is_not_asked_for_by_name_is_left_out_where_it_lacks_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rmia", "global_loss"):
+        monkeypatch.setitem(registry.TABLES["membership"], name, f"segaudit.privacy.attacks.{name}:{name}")
+    asked = spec(tmp_path, attacks=None, train_size=12, references=4)  # all 48 images: no population
+    made = _planned(asked, tmp_path / "out")
+    assert [own.attack.name for own in made.scorings] == ["global_loss"]
+    assert len(made.left_out) == 1
+    assert "'rmia' needs images that no network was trained on" in made.left_out[0]
+    with pytest.raises(UserError, match="'rmia' needs images"):
+        _planned(spec(tmp_path, attacks=["rmia"], train_size=12, references=4), tmp_path / "out")
+
+
+def test_victims_are_attacked_on_images_that_they_were_not_trained_on(tmp_path: Path) -> None:
+    halved = named(tmp_path, "halved")[0]
+    made = content(tmp_path, references=0, defenses=["none", halved, "argmax"], poison=["none", {"trigger": "line"}])
+    made |= {"attacks": ["fgsm"], "eps": ["8/255"], "diagnostics": False, "pictures": {"images": 1}}
+    asked = RunSpec.model_validate(made)
+    both = whole(asked, tmp_path / "out")
+    assert both.privacy is not None
+    others = {
+        name
+        for name, member in zip(both.privacy.inferences[0].ids, both.privacy.inferences[0].member, strict=True)
+        if not member
+    }
+    assert [cell.model for cell, _ in both.cells] == ["unet", "unet", f"unet + {halved}", f"unet + {halved}"]
+    assert all(set(records.ids) == others for _, records in both.cells)
+    assert len(both.privacy.victims) == 6  # of labels alone, too, which no gradient leads through
+    clean = [records for cell, records in both.cells if cell.attack == "none"]
+    plain = both.privacy.victims[0]
+    rows = np.argsort(clean[0].ids)
+    ids = [
+        name for name in read_table(Store(str(tmp_path / "out")), "membership/split.parquet")["id"] if name in others
+    ]
+    np.testing.assert_array_equal(clean[0].counts.intersection[rows], plain.others.intersection[np.argsort(ids)])
+    before, parts = nets(tmp_path / "out"), computed(tmp_path / "out")
+    assert both.spec["attacks"]
+    assert both.spec["models"] == []
+    again = whole(asked, tmp_path / "out")
+    assert computed(tmp_path / "out") == [*parts, 0, 0]
+    assert nets(tmp_path / "out") == before
+    assert again.lacking == 0

@@ -1,0 +1,340 @@
+"""What a page and its tables say of a membership experiment."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from plotly.offline import get_plotlyjs
+
+from leak_kit import chance, experiment, inference, usual, victim
+from report_kit import Reader, cell, run, sample, scored
+from segaudit.metrics.chance import clopper_pearson
+from segaudit.metrics.membership import measure
+from segaudit.report import privacy
+from segaudit.report.leaks import standings
+from segaudit.report.page import page
+from segaudit.report.privacy_tables import FIELDS
+from segaudit.report.summary import DASH, summarise
+from segaudit.report.tables import PRIVATE, table
+from segaudit.types import Results, Scene, UserError
+
+LEAKS = "The split itself leaks"
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the megabytes that draw other curves."""
+    monkeypatch.setattr("segaudit.report.page.get_plotlyjs", lambda: "")
+
+
+def read(results: Results, form: str = "privacy") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table(results, "csv", form=form))))
+
+
+def body(results: Results, form: str) -> list[list[str]]:
+    lines = [line for line in table(results, form=form).splitlines() if line.startswith("|")]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+
+
+def text(results: Results) -> str:
+    return " ".join(Reader(page(results)).text.split())
+
+
+def doubts(results: Results) -> list[str]:
+    made = privacy.section(results, [])
+    assert made is not None
+    return list(made["doubts"])
+
+
+def test_csv_has_a_row_a_victim_threat_and_attack() -> None:
+    rows = read(usual())
+    assert tuple(rows[0]) == FIELDS
+    assert [(row["model"], row["defense"], row["threat"], row["attack"]) for row in rows] == [
+        ("", "none", "none", "no_model"),
+        ("unet", "none", "none", "global_loss"),
+        ("unet", "none", "none", "lira"),
+        ("unet", "dp", "oblivious", "global_loss"),
+        ("unet", "dp", "adaptive", "lira"),
+        ("unet", "argmax", "oblivious", "lira"),
+        ("unet", "argmax", "adaptive", "lira"),
+    ]
+    loss = rows[1]
+    assert [loss[key] for key in ("images", "members", "others", "units")] == ["400", "200", "200", "400"]
+    assert float(loss["auc"]) == pytest.approx(0.9)
+    assert float(loss["attack_accuracy"]) == float(loss["balanced_accuracy"]) == pytest.approx(0.95)
+    assert float(loss["f1"]) == pytest.approx(2 * 180 / (2 * 180 + 20))
+    assert (loss["threshold"], loss["tuned"], rows[2]["tuned"]) == ("1.5", "0", "1")
+    assert float(loss["tpr_1"]) == float(loss["tpr_0"]) == pytest.approx(0.9)
+    assert [float(loss[f"tpr_1_{end}"]) for end in ("low", "high")] == pytest.approx(clopper_pearson(0.9, 200))
+    assert (loss["tpr_01"], loss["tpr_01_low"], loss["epsilon"]) == ("", "", "")  # 200 others do not resolve 0.1 %
+    assert float(loss["miou_gap"]) == pytest.approx(0.3, abs=1e-3)
+    assert (rows[4]["epsilon"], rows[4]["delta"], rows[4]["seconds"]) == ("8.5", "0.005", "1.5")
+    assert table(usual(), "csv", form="privacy") == table(usual(), "csv", form="privacy")
+    assert table(usual(), "csv") == table(usual(), "csv", form="privacy")  # there is nothing else in the run
+
+
+def test_defenses_by_attack() -> None:
+    head, _, *rows = body(usual(), "privacy")
+    assert head == ["model", "defense", "threat", "global\\_loss", "lira"] or head[-2:] == ["global_loss", "lira"]
+    assert rows == [
+        ["unet", "none", "none", "0.900 (90.0)", "0.950 (95.0)"],
+        ["unet", "dp", "oblivious", "0.500 (1.0)", DASH],
+        ["unet", "dp", "adaptive", DASH, "0.500 (1.0)"],
+        ["unet", "argmax", "oblivious", DASH, "0.600 (60.0)"],
+        ["unet", "argmax", "adaptive", DASH, "0.940 (94.0)"],
+    ]
+    assert r"\toprule" in table(usual(), "latex", form="privacy")
+
+
+def test_a_verdict_for_each_victim() -> None:
+    plain, dp, argmax = standings(usual())
+    assert [own.verdict for own in (plain, dp, argmax)] == ["cannot be judged", "holds", "does not hold"]
+    low, high = clopper_pearson(0.95, 200)
+    assert plain.line.startswith("unet: an attacker (lira) tells members from others with an AUC of 0.950 (0.9")
+    inside = f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
+    assert f"at 1 % false alarms 95.0\u00a0% are found, with an interval of {inside}." in plain.line
+    assert "It scores 90.0\u00a0% mIoU on members and 60.0\u00a0% on others" in plain.line
+    assert dp.line.startswith("unet + dp holds: an attacker that ")
+    assert "without the defense, lira has an AUC of 0.950" in dp.line
+    assert "On others it costs 10.0 points of mIoU" in dp.line
+    assert dp.line.endswith("It is private to an epsilon of 8.5 at a delta of 0.005.")
+    assert argmax.line.startswith("unet + argmax does not hold: an attacker that knows of the defense (lira)")
+
+
+def test_a_defense_that_lowers_the_leak() -> None:
+    found = experiment([], [chance(), inference(0.95), inference(0.7, defense="crop", threat="adaptive")])
+    assert standings(found)[1].verdict == "lowers the leak"
+    few = [inference(0.9, images=10), inference(0.8, images=10, defense="crop", threat="adaptive")]
+    assert standings(experiment([], few))[1].verdict == "does not hold"  # not by more than chance
+
+
+def test_a_few_that_are_surely_found_are_no_defense_that_held() -> None:
+    """An AUC of a guess may hide them: one in ten members above all others, the rest spread a little lower."""
+    of = chance("lira", model="unet", defense="dp", threat="adaptive")
+    of.scores[:20] = 5.0
+    of.scores[20:200] -= 0.05
+    found = experiment([], [chance(), inference(0.95), of])
+    assert standings(found)[1].worst.measured.by_chance
+    assert standings(found)[1].verdict == "lowers the leak"
+
+
+def test_no_defense_is_judged_by_who_does_not_know_of_it() -> None:
+    found = experiment([], [chance(), inference(0.95), chance("lira", model="unet", defense="dp", threat="oblivious")])
+    assert standings(found)[1].verdict == "cannot be judged"
+    assert doubts(found) == ["No attacker who knows of the defense was tried on unet + dp: do not rely on it."]
+    assert doubts(usual()) == []
+
+
+def test_nor_beside_a_network_that_gives_nothing_away() -> None:
+    bare = chance("lira", model="unet")
+    found = experiment([], [chance(), bare, replace(bare, defense="dp", threat="adaptive")])
+    assert standings(found)[1].verdict == "cannot be judged"
+
+
+def test_a_split_that_leaks_is_told_wherever_its_figures_stand() -> None:
+    sound, leaking = usual(), experiment([victim()], [inference(0.7, "no_model", model=""), inference(0.95)])
+    assert LEAKS in doubts(leaking)[0]
+    assert "AUC of 0.700 (0." in doubts(leaking)[0]
+    assert LEAKS in text(leaking)
+    assert LEAKS not in text(sound)
+    assert "the interval holds 0.5, as it must" in text(sound)
+    assert "the split itself leaks" in table(leaking, form="privacy").splitlines()[0]
+    assert "leaks" not in table(sound, form="privacy").splitlines()[0]
+    below = chance("no_model")  # worse than a guess is no guess either
+    below = replace(below, scores=np.where(below.member, -1.0, 1.0))
+    assert LEAKS in doubts(experiment([], [below, inference(0.9)]))[0]
+    assert "was run (`no_model`)" in doubts(experiment([], [inference(0.9)]))[0]
+
+
+def test_a_split_by_order_and_a_control_are_told() -> None:
+    ordered = usual(split={"unit": "order"})
+    assert any("`unit: order`" in line for line in doubts(ordered))
+    spec = {"name": "a run", "membership": {"shuffled": True}}
+    (off,) = [line for line in doubts(usual(spec=spec)) if "`shuffled`" in line]
+    assert "global_loss, lira, lira (oblivious), lira (adaptive)" in off
+    held = experiment([], [chance(), chance("lira", model="unet")], spec=spec)
+    assert doubts(held) == []
+
+
+def test_what_is_not_resolvable_says_so() -> None:
+    few = experiment([victim()], [chance(images=50), inference(0.9, images=50)])
+    assert body(few, "privacy")[2] == ["unet", "none", "none", "0.900"]
+    assert "hits at 1 % false alarms: not resolvable" in table(few, form="privacy")
+    assert "what is found at 1 % false alarms is not resolvable with 50 others" in standings(few)[0].line
+    assert doubts(few) == ["50 images that are no members resolve no rate of false alarms under 2 %."]
+    made = privacy.section(few, [])
+    assert made is not None
+    assert [row[-3:-1] for row in made["measures"].rows] == [["not resolvable"] * 2] * 2
+    assert "not resolvable" in text(few)
+    (line,) = [row for row in read(few) if row["model"]]
+    assert line["tpr_1"] == ""
+    assert float(line["tpr_0"]) == pytest.approx(0.9)
+
+
+def test_several_poisons_are_each_told_of_their_own_trigger() -> None:
+    shares = {"square success": 0.4, "line success": 0.9}
+    found = experiment([victim(triggered=shares), victim(poison="line", triggered=shares)], [inference(0.9)])
+    assert list(read(found, "poison")[0])[3:5] == ["line success", "square success"]
+    made = privacy.section(found, [])
+    assert made is not None
+    assert made["poisoned"] == ["unet, poisoned with line: success 90.0\u00a0% (without the poison 90.0\u00a0%)."]
+
+
+def test_of_equal_attacks_the_worst_is_one_that_knows() -> None:
+    made = [inference(0.9, defense="crop", threat=threat) for threat in ("oblivious", "adaptive")]
+    (own,) = standings(experiment([], made))
+    assert own.worst is not None
+    assert own.worst.of.threat == "adaptive"
+
+
+def test_classes_of_the_worst_attack() -> None:
+    rows = read(usual(), "privacy_classes")
+    assert [(row["victim"], row["attack"], row["class"]) for row in rows[:3]] == [
+        ("unet", "lira", "background"),
+        ("unet", "lira", "thing"),
+        ("unet + dp", "lira (adaptive)", "background"),
+    ]
+    assert (rows[0]["members"], rows[1]["members"], rows[1]["others"]) == ("200", "100", "100")
+    assert float(rows[0]["AUC"]) == pytest.approx(0.95)
+
+
+def test_groups_of_the_worst_attack() -> None:
+    with pytest.raises(UserError, match="splits single images, not groups"):
+        table(usual(), form="privacy_groups")
+    found = experiment([], [chance(), inference(0.5, images=100, group=25, threshold=0.9)])
+    rows = read(found, "privacy_groups")
+    assert [row["group"] for row in rows] == [f"{side}{i}" for side in ("in", "out") for i in range(4)]
+    assert [row["is"] for row in rows] == ["member"] * 4 + ["other"] * 4
+    assert [float(row["exposure"]) for row in rows[:4]] == [1, 1, 0, 0]
+    assert "By group" in text(found)
+    assert "By group" not in text(usual())
+
+
+def poisoned(leak: float = 0.95) -> Results:
+    own = {"benign_accuracy": 0.91, "success": 0.98}
+    return experiment(
+        [victim(triggered={"success": 0.02, "benign_accuracy": 0.92}), victim(poison="line", triggered=own),
+         victim("dp", inside=0.5, outside=0.5)],
+        [chance(), inference(0.8), inference(leak, poison="line", threat="adaptive"),
+         inference(0.6, defense="dp", threat="adaptive")],
+    )  # fmt: skip
+
+
+def test_poisoned_beside_clean_victims() -> None:
+    rows = read(poisoned(), "poison")
+    assert [row["poison"] for row in rows] == ["none", "line"]  # not the clean one behind dp
+    assert [row["success"] for row in rows] == ["0.02", "0.98"]
+    assert list(rows[0])[3:5] == ["success", "benign accuracy"]
+    assert [float(row["AUC"]) for row in rows] == pytest.approx([0.8, 0.95])
+    told = text(poisoned())
+    assert "unet, poisoned with line: success 98.0 % (without the poison 2.0 %)" in told
+    assert "unet, poisoned with line gives away more than the one without the poison" in told
+    assert "gives away no more, beyond chance, than the one" in text(poisoned(0.81))
+    with pytest.raises(UserError, match="poisons no victim"):
+        table(usual(), form="poison")
+
+
+def test_robustness_and_privacy_of_the_same_networks() -> None:
+    cells = [
+        (cell("unet"), scored(0.6)),
+        (cell("unet", "fgsm", 8), scored(0.3, size=8)),
+        (cell("unet", "pgd", 8), scored(0.1, size=8)),
+        (cell("unet + dp"), scored(0.5)),
+        (cell("unet + dp", "pgd", 8), scored(0.05, size=8)),
+        (cell("stranger"), scored(0.9)),
+        (cell("stranger", "pgd", 8), scored(0.9, size=8)),
+    ]
+    both = usual(cells=cells)
+    rows = read(both, "joint")
+    assert [row["model"] for row in rows] == ["unet", "unet + dp"]
+    assert [float(row["8/255"]) for row in rows] == pytest.approx([0.1, 0.05], abs=1e-3)
+    assert [float(row["AUC"]) for row in rows] == pytest.approx([0.95, 0.5])
+    made = text(both)
+    assert "Robustness and privacy of the same networks" in made
+    assert "Quality by budget" in made
+    lead = made.partition("The spec, to run it again")[0]
+    assert "stranger" in lead
+    assert "unet: an attacker (lira) tells members" in lead
+    with pytest.raises(UserError, match="attacks no victim of its membership experiment"):
+        table(usual(), form="joint")
+
+
+def test_a_page_of_a_membership_experiment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segaudit.report.page.get_plotlyjs", get_plotlyjs)
+    html = page(usual())
+    made = Reader(html)
+    assert made.data()["curves"]["series"] == []
+    told = " ".join(made.text.split())
+    lead = told.partition("The spec, to run it again")[0]
+    assert "unet: an attacker (lira) tells members from others" in lead
+    assert "Before you rely on this" not in lead
+    for gone in ("Quality by budget", "Every cell as CSV", "Robustness and privacy", "Poison"):
+        assert gone not in told
+    assert "in or out together" in told
+    assert len([tag for tag, _ in made.tags if tag == "polyline"]) == 4 + (3 + 2 + 2)  # with the baseline in each
+    links = [attrs["href"] or "" for tag, attrs in made.tags if tag == "a" and "download" in attrs]
+    (sheet,) = [base64.b64decode(link.partition(",")[2]).decode() for link in links]
+    assert sheet == table(usual(), "csv", form="privacy")
+    ids = {attrs["id"] for _, attrs in made.tags if "id" in attrs}
+    anchors = [attrs["href"] or "" for tag, attrs in made.tags if tag == "a" and "download" not in attrs]
+    assert {anchor.removeprefix("#") for anchor in anchors} <= ids
+
+
+def test_no_more_to_see_than_thresholds_reach() -> None:
+    """Steps on log axes: one false alarm among 100 others is one decade from the middle of the axis, 1 % of two."""
+    found = experiment([], [chance(images=100), inference(0.5, images=100)])
+    (figure,) = privacy.figures(standings(found), [])
+    assert [text for _, text in figure["x"]] == ["1", "10", "100"]
+    (line,) = figure["lines"]
+    points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    left, right, bottom = figure["left"], figure["right"], figure["bottom"]
+    assert points[0] == (left, bottom)
+    assert points[-1][0] == right
+    half = bottom - (bottom - points[-1][1]) * (1 + math.log10(0.5) / 2)
+    assert (left, pytest.approx(half, abs=0.2)) in points  # half of the members without a false alarm
+    assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(points))
+
+
+def test_the_most_exposed_training_images() -> None:
+    of = inference(0.9)
+    of.scores[[7, 3]] = 9.0, 8.0
+    kept = Scene("in0003", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
+    found = experiment([victim()], [chance(), of, inference(0.95, "type2")], scenes=(kept,))
+    (one,) = privacy.exposed(found, standings(found))
+    assert one["title"] == "unet, lira"
+    assert [item["id"] for item in one["items"]][:2] == ["in0007", "in0003"]
+    assert len(one["items"]) == 5
+    assert [("image" in item) for item in one["items"]] == [False, True, False, False, False]
+    assert one["items"][0]["told"] == "scores above 100.0\u00a0% of the others"
+    made = Reader(page(found))
+    assert len([attrs for tag, attrs in made.tags if tag == "img" and "training image" in (attrs["alt"] or "")]) == 1
+
+
+def test_a_run_without_an_experiment_says_how_to_ask_for_one() -> None:
+    plain = run([(cell(), scored(0.6))])
+    for form in PRIVATE:
+        with pytest.raises(UserError, match="holds no membership experiment; ask for one in its spec with `membership"):
+            table(plain, form=form)
+    assert "Privacy" not in Reader(page(sample())).text
+    assert privacy.section(plain, summarise(plain)) is None
+    with pytest.raises(UserError, match="holds a membership experiment alone; its forms are privacy, privacy_classes"):
+        table(usual(), form="pivot")
+
+
+def test_an_experiment_that_is_not_finished_has_a_page() -> None:
+    found = experiment([victim(), victim("dp")], [inference(0.9)], lacking=3)
+    assert "3 parts are missing" in text(found)
+    assert "unet + dp: no attack on it was made." in text(found)
+
+
+def test_names_are_not_html() -> None:
+    found = experiment([], [chance(), inference(0.9, model="<b>net</b>")])
+    assert "<b>net</b>" in Reader(page(found)).text
+    assert measure(found.privacy.inferences[1]).auc == 0.9 if found.privacy else False
