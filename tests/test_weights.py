@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,6 +75,18 @@ def test_16_bit_weights_are_squeezed_without_loss(tmp_path: Path) -> None:
     assert (tmp_path / "net.safetensors").stat().st_size < 0.88 * 2 * sum(p.numel() for p in own.parameters())
     noise = torch.randint(-(2**15), 2**15, (4096,), dtype=torch.int16).view(torch.float16)
     assert _squeeze.squeezed({"noise": noise})[1] == {}
+
+
+def test_8_bit_weights_are_squeezed_without_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = nn.Linear(64, 512).requires_grad_(False)
+    own.weight.normal_()  # few of the integers are large, which is what there is to gain
+    weights.write(own, tmp_path / "net.safetensors", {}, torch.int8)
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        assert "weight@xz8" in file.keys()  # noqa: SIM118
+    integers, scale = weights._packed(own.weight)
+    made = weights.read(tmp_path / "net.safetensors")[0]["weight"]
+    assert torch.equal(made, integers.float() * scale.float()[:, None])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""16-bit tensors in fewer bytes, bit for bit: a network's weights share their exponents, which LZMA finds."""
+"""Tensors of 16 and 8 bits in fewer bytes, bit for bit: what a network's weights have in common LZMA finds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEY = "@xz"
-"""Ends the key of the bytes that stand for a tensor."""
+KINDS = {torch.float16: "@xz", torch.int8: "@xz8"}
+"""What ends the key of the bytes that stand for a tensor."""
 GAIN = 0.97
 """It is worth it where they are at most this share of the tensor's."""
 MEMORY = 2**25
@@ -21,13 +21,14 @@ BOMB = 1000
 
 
 def squeezed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """(the tensors, those of float16 as bytes where that is worth it; the shapes of these by key)."""
+    """(the tensors, those of `KINDS` as bytes where that is worth it; the shapes of these by key)."""
     found, shapes = dict[str, Tensor](), dict[str, list[int]]()
     for key, value in tensors.items():
-        size = 2 * value.numel()
-        small = lzma.compress(_planes(value), lzma.FORMAT_ALONE) if value.dtype == torch.float16 and size else b""
+        size = value.numel() * value.element_size()
+        small = lzma.compress(_planes(value), lzma.FORMAT_ALONE) if value.dtype in KINDS and size else b""
         if small and size / BOMB < len(small) <= GAIN * size:
-            found[key + KEY], shapes[key] = torch.frombuffer(bytearray(small), dtype=torch.uint8), list(value.shape)
+            found[key + KINDS[value.dtype]] = torch.frombuffer(bytearray(small), dtype=torch.uint8)
+            shapes[key] = list(value.shape)
         else:
             found[key] = value
     return found, shapes
@@ -35,22 +36,28 @@ def squeezed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 def unfolded(tensors: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
     """The tensors as they were. shapes: as a file says them. Raises ValueError for bytes that are not of these."""
-    found = {key: value for key, value in tensors.items() if not key.endswith(KEY)}
-    for key in (key.removesuffix(KEY) for key in tensors if key.endswith(KEY)):
-        small, shape = tensors[key + KEY], _shape(shapes, key)
-        size = 2 * math.prod(shape)
-        if not shape or small.dtype != torch.uint8 or key in found or not size < BOMB * small.numel():
-            raise ValueError(f"{key} stands for nothing that was ever squeezed")
-        try:
-            unfold = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MEMORY)
-            raw = unfold.decompress(small.numpy().tobytes(), max_length=size + 1)
-        except lzma.LZMAError as error:
-            raise ValueError(f"{key}: {error}") from error
-        if len(raw) != size:
-            raise ValueError(f"{key} unfolds to {len(raw)} bytes, not {size}")
-        planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(2, -1)
-        found[key] = planes.T.contiguous().view(torch.float16).view(shape)
+    found = {key: value for key, value in tensors.items() if not key.endswith(tuple(KINDS.values()))}
+    for dtype, end in KINDS.items():
+        for key in (key.removesuffix(end) for key in tensors if key.endswith(end)):
+            if key in found:
+                raise ValueError(f"{key} is there twice")
+            found[key] = _unfolded(key, tensors[key + end], dtype, _shape(shapes, key))
     return found
+
+
+def _unfolded(key: str, small: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    size = math.prod(shape) * dtype.itemsize
+    if not shape or small.dtype != torch.uint8 or not size < BOMB * small.numel():
+        raise ValueError(f"{key} stands for nothing that was ever squeezed")
+    try:
+        unfold = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MEMORY)
+        raw = unfold.decompress(small.numpy().tobytes(), max_length=size + 1)
+    except lzma.LZMAError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if len(raw) != size:
+        raise ValueError(f"{key} unfolds to {len(raw)} bytes, not {size}")
+    planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype.itemsize, -1)
+    return planes.T.contiguous().view(dtype).view(shape)
 
 
 def _shape(shapes: Any, key: str) -> list[int]:
@@ -60,5 +67,6 @@ def _shape(shapes: Any, key: str) -> list[int]:
 
 
 def _planes(value: Tensor) -> bytes:
-    """The low bytes of all numbers, then the high ones: sign, exponent and the first bits after it."""
-    return value.contiguous().view(-1).view(torch.uint8).view(-1, 2).T.contiguous().numpy().tobytes()
+    """The low bytes of all numbers, then the high ones: of float16 sign, exponent and the first bits after it."""
+    numbers = value.contiguous().view(-1).view(torch.uint8)
+    return numbers.view(-1, value.element_size()).T.contiguous().numpy().tobytes()

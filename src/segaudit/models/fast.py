@@ -24,8 +24,8 @@ TOLERANCE = 1e-3
 class Fast(Segmenter):
     """A copy of a Segmenter with folded batch norms, channels-last weights, and bf16 arithmetic where asked.
 
-    precision: `bf16` (autocast, but not inside of `segaudit.nn.precision.exactly`) or `fp32`. Logits are float32 (float64
-    for float64 images).
+    precision: `bf16` (autocast, but not inside of `segaudit.nn.precision.exactly`) or `fp32`. Logits are float32, or
+    float64 for such images.
     """
 
     def __init__(self, model: Segmenter, precision: str, probe: Tensor) -> None:
