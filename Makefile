@@ -49,6 +49,8 @@ experiments: .venv/ready
 	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
 	$(BIN)/python experiments/defenses.py $(DEFENSES)
+	$(BIN)/segaudit run experiments/camvid-certified.yaml --out runs/camvid-certified
+	$(BIN)/segaudit table runs/camvid-certified --form certified > $(RESULTS)/camvid-certified.md
 
 docs: .venv/ready
 	$(BIN)/python docs/build.py
