@@ -82,12 +82,8 @@ def half(delta: Tensor) -> Tensor:
 @torch.no_grad()
 def _judge(job: Job, model: Segmenter, clean: Batch, made: Made) -> tuple[Records, list[NDArray[np.uint8]]]:
     """Score the images in fp32, as they are and rounded to 8 bits."""
-    spent: list[float] = []
-
     def logits_of(images: Tensor) -> Tensor:
-        began = clock(images.device)
         logits: Tensor = model(images)
-        spent.append((clock(images.device) - began) / len(images))
         wrong = ~logits.isfinite().flatten(1).all(1)
         if wrong.any():
             raise UserError(
@@ -101,8 +97,15 @@ def _judge(job: Job, model: Segmenter, clean: Batch, made: Made) -> tuple[Record
     cost, draws = (made.forwards, made.backwards, made.seconds), job.draws if is_random(model) else 1
     found, prediction = records.judge(logits_of, clean, made.images, goal=made.goal, cost=cost, draws=draws)
     if job.attack is None and job.source is None:
-        found = replace(found, scoring=np.full(len(clean), spent[0]))
+        found = replace(found, scoring=_timed(model, clean.images))
     return found, [row.cpu().numpy().astype(np.uint8) for row in prediction]
+
+
+def _timed(model: Segmenter, images: Tensor) -> NDArray[np.float64]:
+    """The seconds that the first image takes by itself, as a random model takes them all; nan for the others."""
+    began = clock(images.device)
+    model(images[:1])
+    return np.array([clock(images.device) - began] + [np.nan] * (len(images) - 1))
 
 
 @torch.no_grad()
