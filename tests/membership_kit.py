@@ -53,6 +53,10 @@ def pictures(count=48, per=1, limit=None, only: Sequence[str] | None = None, odd
     return Pictures(count, per, limit, only, odd)
 
 
+def uncut():
+    return Pictures(48, 1, None, None, False)
+
+
 def least_loss(experiment, *, rng):
     """Minus the loss; and the words of what it was given, in a file a call."""
     assert experiment.victim.signals(experiment.candidates).keys() >= {"loss", "dice"}

@@ -16,6 +16,7 @@ from segaudit.types import Results, UserError
 def test_conditions_are_read() -> None:
     made = read(" tpr_1[ unet + dp ] <= 0.05")
     assert (made.quantity, made.model, made.eps, made.sign, made.bound) == ("tpr_1", "unet + dp", None, "<=", 0.05)
+    assert read("auc[unet + crop(size=[64, 64])]<0.6").model == "unet + crop(size=[64, 64])"
     made = read("miou@8/255>30e-2")
     assert (made.quantity, made.model, made.eps, made.sign, made.bound) == ("miou", "", 8 / 255, ">", 0.3)
 
@@ -70,6 +71,13 @@ def test_what_is_not_known_falls_short() -> None:
         "auc[dp]<0.6: auc of lira (oblivious) on unet + dp: no attacker who knows of the defense was tried"
     ]
     assert "parts are missing" in check(usual(lacking=2), ["auc<0.99"])[0]
+    unasked = experiment([victim(), victim("dp", facts={"epsilon": 50.0})], [chance(), inference(0.5)])
+    assert check(unasked, ["auc<0.6", "epsilon<9", "miou_gap[dp]<0.1"]) == [
+        "auc<0.6: auc of unet + dp: no attack on it was made",
+        "epsilon<9: epsilon of unet + dp is 50",
+        "miou_gap[dp]<0.1: miou_gap of unet + dp is 0.3001",
+    ]
+    assert check(experiment([], [inference(0.5)]), ["miou_gap<0.5"]) == ["miou_gap<0.5: miou_gap of unet is not known"]
 
 
 def test_models_under_attack() -> None:

@@ -261,6 +261,16 @@ def test_dp_notes_what_it_spent(unit: str, noise: bool, tmp_path: Path) -> None:
     assert "dice" not in call["args"]
 
 
+def test_dp_refuses_weights_that_are_counted_on_the_members(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path, args={"class_weights": "balanced"})
+    with pytest.raises(UserError, match="recipe private: class_weights 'balanced' tell of the private images; give"):
+        defend("dp", trainer)
+    assert not trainer.calls
+    trainer.args = {"class_weights": [1.0, 2.0, 1.0, 1.0, 1.0]}
+    defend("dp", trainer)
+    assert trainer.calls[0]["args"]["class_weights"] == trainer.args["class_weights"]
+
+
 def test_the_student_sees_what_the_teacher_says_of_reference_images_alone(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     defend("distillation", trainer, keep=0.5)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import binomtest, fisher_exact, norm
+from scipy.stats import binomtest, fisher_exact, norm, t
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from leak_kit import chance, inference
-from segaudit.metrics.chance import by_luck, clopper_pearson, interval, newcombe
+from segaudit.metrics.chance import by_luck, clopper_pearson, newcombe
 from segaudit.metrics.membership import by_class, by_unit, fall, measure
-from segaudit.metrics.roc import auc, tpr_at
+from segaudit.metrics.roc import tpr_at
 from segaudit.types import Inference
 
 
@@ -34,9 +34,10 @@ def test_area_and_interval_are_those_of_the_definition(seed: int) -> None:
     assert made.auc == pytest.approx(roc_auc_score(of.member, of.scores), abs=1e-12)
     wins = np.array([[1.0 if a > b else 0.5 if a == b else 0.0 for b in below] for a in above])
     rows, columns = wins.mean(1), wins.mean(0)
-    variance = ((rows - wins.mean()) ** 2).sum() / (len(rows) - 1) / len(rows)
-    variance += ((columns - wins.mean()) ** 2).sum() / (len(columns) - 1) / len(columns)
-    half = norm.ppf(0.975) * math.sqrt(variance)
+    parts = [((side - wins.mean()) ** 2).sum() / (len(side) - 1) / len(side) for side in (rows, columns)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (images - 1) for part, images in zip(parts, wins.shape, strict=True))
+    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert half == pytest.approx(norm.ppf(0.975) * math.sqrt(sum(parts)), rel=0.01)  # DeLong's, of so many images
     assert (made.low, made.high) == pytest.approx((wins.mean() - half, wins.mean() + half), abs=1e-12)
 
 
@@ -51,7 +52,7 @@ def test_accuracies_are_those_of_scikit_learn(seed: int, threshold: float | None
     assert made.balanced_accuracy == pytest.approx(balanced_accuracy_score(of.member, called))
     assert made.f1 == pytest.approx(f1_score(of.member, called))
     if threshold is None:
-        best = max(((of.scores[of.member] >= t).mean() + (of.scores[~of.member] < t).mean()) / 2 for t in of.scores)
+        best = max(((of.scores[of.member] >= s).mean() + (of.scores[~of.member] < s).mean()) / 2 for s in of.scores)
         assert made.balanced_accuracy == pytest.approx(best)
 
 
@@ -115,7 +116,7 @@ def test_images_of_one_unit_count_as_one() -> None:
     )  # fmt: skip
     one, ten = measure(once), measure(copies)
     assert ten.auc == pytest.approx(one.auc)
-    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=0.015)
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=1e-12)
     naive = measure(replace(copies, units=copies.ids))
     assert naive.high - naive.low < 0.5 * (ten.high - ten.low)
     assert (ten.units, naive.units) == (80, 800)
@@ -123,20 +124,38 @@ def test_images_of_one_unit_count_as_one() -> None:
     assert (hit.low, hit.high) == pytest.approx(clopper_pearson(hit.tpr, 40))
 
 
-def test_units_are_drawn_whole() -> None:
-    """Against a loop that puts the drawn units' images together."""
-    of = drawn(2, images=24)
-    units = np.array([f"{name[:2]}{int(name[-2:]) % 5}" for name in of.ids])  # of different sizes
-    sides = [(of.scores[side], units[side]) for side in (of.member, ~of.member)]
-    (above, of_above), (below, of_below) = sides
-    low, high = interval(below, above, of_below, of_above, draws=300, seed=4)
-    rng, areas = np.random.default_rng(4), []
-    times = [rng.multinomial(5, np.full(5, 0.2), 300) for _ in range(2)]
-    for inside, outside in zip(*times, strict=True):
-        one = np.concatenate([np.tile(above[of_above == f"in{k}"], n) for k, n in enumerate(inside)])
-        other = np.concatenate([np.tile(below[of_below == f"ou{k}"], n) for k, n in enumerate(outside)])
-        areas.append(auc(other, one))
-    assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
+def in_units(seed: int, units: int) -> Inference:
+    """Nothing to be found, units of 3 to 17 images, half of the spread between them."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(3, 18, 2 * units)
+    member = np.repeat(np.arange(2 * units) < units, sizes)
+    scores = np.repeat(rng.normal(size=2 * units), sizes) + rng.normal(size=member.size)
+    names = tuple(f"{i}" for i in np.repeat(np.arange(2 * units), sizes))
+    base, target = inference(0.5, images=1), np.ones((member.size, 2), int)
+    return replace(base, ids=tuple(map(str, range(member.size))), member=member, scores=scores, units=names,
+                   target=target)  # fmt: skip
+
+
+def test_the_variance_is_that_of_whole_units() -> None:
+    """Against Obuchowski's, pair by pair and unit by unit."""
+    of = in_units(3, 6)
+    made, units = measure(of), np.array(of.units)
+    wins = (of.scores[of.member][:, None] > of.scores[~of.member]).astype(float)
+    parts = []
+    for places, own in ((wins.mean(1), units[of.member]), (wins.mean(0), units[~of.member])):
+        sums = [(places[own == name] - wins.mean()).sum() for name in sorted(set(own))]
+        parts.append(6 / 5 * sum(total**2 for total in sums) / len(places) ** 2)
+    freedom = sum(parts) ** 2 / sum(part**2 / 5 for part in parts)
+    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert 5 <= freedom <= 10
+    assert (made.low, made.high) == pytest.approx((wins.mean() - half, wins.mean() + half), abs=1e-12)
+
+
+@pytest.mark.parametrize("units", [3, 6])
+def test_few_units_are_by_chance_as_often_as_they_say(units: int) -> None:
+    """Percentiles over units that are drawn anew hold 0.5 in about 330 of 400 such cases."""
+    inside = sum(measure(in_units(seed, units)).by_chance for seed in range(400))
+    assert inside >= 358
 
 
 def test_a_single_unit_has_no_interval() -> None:
@@ -144,13 +163,20 @@ def test_a_single_unit_has_no_interval() -> None:
     assert made.auc == 0.75
     assert math.isnan(made.low)
     assert not made.by_chance
+    assert not made.beyond_chance
+    alone = measure(inference(1.0, images=1))  # an image of its own
+    assert (alone.low, alone.high) == pytest.approx(newcombe(1.0, 1, 1))
 
 
 def test_random_membership_is_by_chance_as_often_as_it_says() -> None:
     inside = sum(measure(drawn(seed, images=60, shift=0.0)).by_chance for seed in range(200))
     assert 183 <= inside <= 198  # 190 of 200, within three standard deviations
     assert measure(chance()).by_chance
-    assert not measure(inference(0.75)).by_chance
+    same = replace(chance(), scores=np.ones(400))
+    assert (measure(same).auc, measure(same).by_chance) == (0.5, True)
+    below = replace(inference(0.75), scores=-inference(0.75).scores)
+    for found in (measure(inference(0.75)), measure(below)):
+        assert (found.by_chance, found.beyond_chance) == (False, True)
 
 
 def test_classes_are_told_on_the_images_that_hold_them() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +21,16 @@ from audit_kit import run_in_process
 from membership_kit import assert_same, computed, content, found, nets, spec, whole, words, write
 from segaudit import registry
 from segaudit.audit.execute import local
-from segaudit.audit.membership import experiment, networks
+from segaudit.audit.keys import code_digest
+from segaudit.audit.membership import experiment, joint, networks, trainer, work
 from segaudit.audit.membership.images import Chosen, Tainted
 from segaudit.audit.membership.kept import read_table
 from segaudit.audit.membership.queries import Network
 from segaudit.audit.membership.trainer import NetTrainer
-from segaudit.audit.run import results
+from segaudit.audit.run import results, run
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
+from segaudit.training import loop
 from segaudit.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "alone")
@@ -75,7 +79,7 @@ def test_networks_are_trained_once_and_the_same_command_computes_nothing(tmp_pat
 
 
 def test_the_number_of_workers_changes_no_result(tmp_path: Path) -> None:
-    asked = spec(tmp_path, references=0, attacks=named(tmp_path, "least_loss", "blind"))
+    asked = spec(tmp_path, references=0)
     one, two = found(asked, tmp_path / "one"), found(asked, tmp_path / "two", local(2))
     assert_same(one, two)
     assert nets(tmp_path / "one").keys() == nets(tmp_path / "two").keys()
@@ -91,7 +95,7 @@ def _tensors(file: bytes) -> bytes:
 
 def test_a_run_killed_in_a_training_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     training = {"epochs": 60, "batch": 4, "precision": "fp32"}
-    made = content(tmp_path, references=0, training=training, attacks=[f"{write(tmp_path)}least_loss"])
+    made = content(tmp_path, references=0, shadows=0, training=training, attacks=[f"{write(tmp_path)}least_loss"])
     made["membership"]["attacks"].append({"name": f"{write(tmp_path)}blind"})
     path, out = tmp_path / "spec.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(made))
@@ -330,3 +334,118 @@ def test_victims_are_attacked_on_images_that_they_were_not_trained_on(tmp_path: 
     assert computed(tmp_path / "out") == [*parts, 0, 0]
     assert nets(tmp_path / "out") == before
     assert again.lacking == 0
+
+
+def test_other_masks_are_another_check_of_the_split_wherever_the_file_of_the_data_is(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    keys = []
+    for folder, odd in ((tmp_path, False), (tmp_path, True), (tmp_path / "there", False)):
+        made = content(folder, {"odd": odd}, attacks=[f"{write(tmp_path)}blind"], references=0)
+        keys += [own.key for own in _planned(RunSpec.model_validate(made), tmp_path / "out").scorings]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_a_victim_is_known_by_itself_where_the_shadow_has_its_name(tmp_path: Path) -> None:
+    def keys(width: int) -> dict[str, str]:
+        shadow = {"source": "tiny", "name": "unet", "args": {"width": 4}}
+        asked = spec(tmp_path, victim=shadow | {"args": {"width": width}}, shadow=shadow, references=0)
+        return {net.name: net.key for net in _planned(asked, tmp_path / "out").nets}
+
+    two, three = keys(2), keys(3)
+    assert two["victim"] != three["victim"]
+    assert two["shadow/0"] == three["shadow/0"]
+
+
+def test_what_an_attacker_who_knows_has_no_more_of_is_computed_once(tmp_path: Path) -> None:
+    asked = spec(tmp_path, shadows=0, references=0, poison=[{"trigger": "line", "size": 4}])
+    made = found(asked, tmp_path / "out")
+    assert [own.threat for own in made.inferences] == ["oblivious", "adaptive"]
+    assert computed(tmp_path / "out") == [1 + 1 + 1]  # a network, its trigger, and the attack on it
+    assert len(work.steps(_planned(asked, tmp_path / "out"))) == 3
+
+
+def test_what_is_damaged_or_cannot_be_written_is_named_and_the_mend_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", spec(tmp_path, shadows=0, references=0)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        with pytest.raises(UserError, match=r"training: cannot be written \(No space left .*give the same command"):
+            found(asked, out)
+    first = found(asked, out)
+    for folder in ("signals", "inferences", "membership"):
+        (path,) = (out / folder).glob("*.parquet")
+        whole_file = path.read_bytes()
+        path.write_bytes(whole_file[: len(whole_file) // 2])
+        with pytest.raises(UserError, match=rf"{path}: is not a whole table .*; remove the file"):
+            results(str(out))
+        path.write_bytes(whole_file)
+    (path,) = (out / "signals").glob("*.parquet")
+    path.unlink()
+    (kept,) = (out / "nets").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{kept} is not a whole safetensors file .*; remove the file"):
+        found(asked, out)
+    kept.unlink()
+    assert_same(found(asked, out), first)
+
+
+def test_networks_of_a_store_elsewhere_are_trained_in_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folders = list[Path]()
+    fit = loop.fit
+    monkeypatch.setattr(loop, "fit", lambda *own: folders.append(own[-1]) or fit(*own))
+    place = f"memory://{tmp_path.name}"
+    run(spec(tmp_path, shadows=0, references=0), place, local(1), "a test")
+    assert results(place).lacking == 0
+    (folder,) = folders
+    assert folder.parent.parent == tmp_path / "temporary"
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+
+
+def test_an_edit_of_an_attack_that_is_trained_against_is_another_network(tmp_path: Path) -> None:
+    own = tmp_path / "attack.py"
+    keys = []
+    for sign in "+-":
+        own.write_text(f"def step(model, images, labels, *, rng, eps=0.1):\n    return images {sign} eps\n")
+        code_digest.cache_clear()  # of an earlier process
+        training = {"recipe": {"name": "adversarial", "attack": f"{own}:step"}}
+        keys.append([net.key for net in _planned(spec(tmp_path, training=training), tmp_path / "out").nets])
+    assert set(keys[0]).isdisjoint(keys[1])
+
+
+def test_victims_that_cannot_be_attacked_are_refused_first_and_those_to_come_are_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = content(tmp_path, references=0, shadows=0) | {"attacks": ["fgsm"], "eps": ["8/255"], "diagnostics": False}
+    poisoned = made | {"membership": made["membership"] | {"poison": {"trigger": "line"}}}
+    whole_only = made | {"data": f"{write(tmp_path)}uncut"}
+    for wrong, said in ((poisoned, "put none among its poison"), (whole_only, "has no argument `only`")):
+        with pytest.raises(UserError, match=said):
+            whole(RunSpec.model_validate(wrong), tmp_path / "out")
+    assert nets(tmp_path / "out") == {}
+    asked = RunSpec.model_validate(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(joint, "audited", None)
+        with pytest.raises(TypeError):
+            whole(asked, tmp_path / "out")
+    assert results(str(tmp_path / "out")).lacking == 1
+    assert whole(asked, tmp_path / "out").lacking == 0
+
+
+def test_nothing_is_kept_of_networks_that_were_trained_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spec(tmp_path)
+    before = {own.key for own in (*_planned(asked, tmp_path).nets, *_planned(asked, tmp_path).scorings)}
+    monkeypatch.setattr(trainer, "VERSION", trainer.VERSION + 1)
+    after = {own.key for own in (*_planned(asked, tmp_path).nets, *_planned(asked, tmp_path).scorings)}
+    assert before.isdisjoint(after)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segaudit.privacy.signals import CLIP, NAMES, measure
-from segaudit.types import NEVER, VOID
+from segaudit.types import NEVER, VOID, UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,3 +147,15 @@ def test_what_does_not_fit_is_refused() -> None:
         measure(logits, labels[:, :3])
     with pytest.raises(ValueError, match="outside of the 3 classes"):
         measure(logits, labels + 1)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_network_whose_training_ran_away_does_not_pass_for_one_that_gives_nothing_away(broken: float) -> None:
+    logits, labels = pair(3, 4, 4)
+    labels[1, 2, 2] = VOID
+    logits[1, 0, 2, 2] = broken  # where nothing is counted
+    logits[2, 2] = -math.inf  # a class that cannot be
+    assert np.isfinite(measure(logits, labels)["phi"]).all()
+    logits[1, 0, 1, 1] = broken
+    with pytest.raises(UserError, match="answers nan or inf in place of logits"):
+        measure(logits, labels)

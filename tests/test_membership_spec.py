@@ -123,6 +123,10 @@ def test_the_flags_of_the_command_are_a_spec(tmp_path: Path) -> None:
     path = command.write(made, str(tmp_path / "runs" / "out"))
     assert path == tmp_path / "runs" / "out.yaml"
     assert parts.read(RunSpec, path) == asked
+    assert command.write(made | {"seed": 1}, str(tmp_path / "runs" / "out")) == path
+    path.write_text("name: mine\n")
+    with pytest.raises(UserError, match=r"out.yaml is the spec of something else"):
+        command.write(made, str(tmp_path / "runs" / "out"))
     kvasir = command.spec_of("{name: kvasir, root: here}", "resnet18", None, None, [], "line", 0.1, 1, 0, None, 70)
     assert kvasir["data"] == {"name": "kvasir", "root": "here"}
     assert kvasir["membership"]["poison"] == ["none"]

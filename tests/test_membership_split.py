@@ -38,8 +38,8 @@ def drawn(sizes: Sequence[int], seed: int = 0, **over: Any) -> Split:
 
 def test_roles_share_no_image_and_cover_all_of_them() -> None:
     made = drawn([1] * 100, train_size=20, references=4)
-    roles = (made.candidates, made.shadow, made.population)
-    assert [len(role) for role in roles] == [40, 40, 20]
+    roles = (made.candidates, made.shadow, made.reference, made.population)
+    assert [len(role) for role in roles] == [40, 40, 10, 10]
     assert len(set().union(*roles)) == 100
     assert len(made.members) == len(made.outside("victim")) == 20
     assert set(made.members) | set(made.outside("victim")) == set(made.candidates)
@@ -72,7 +72,8 @@ def test_the_matrix_is_a_table_of_the_same() -> None:
         ]
     assert sum(table["member"]) == 10
     told = made.told()
-    assert (told["members"], told["others"], told["shadow_members"], told["population"]) == (10, 10, 10, 10)
+    assert (told["members"], told["others"], told["shadow_members"]) == (10, 10, 10)
+    assert (told["reference"], told["population"]) == (5, 5)
     assert (told["unit"], told["shadows"], told["references"]) == ("image", 1, 2)
 
 
@@ -101,7 +102,9 @@ def test_groups_stay_whole_and_the_images_are_balanced() -> None:
     for own in made.inside.values():
         inside = {made.units[name] for name in own}
         assert inside.isdisjoint(made.units[name] for name in set(made.units) - set(own))
-    groups = [{made.units[name] for name in role} for role in (made.candidates, made.shadow, made.population)]
+    groups = [
+        {made.units[name] for name in role} for role in (made.candidates, made.shadow, made.reference, made.population)
+    ]
     assert sum(len(own) for own in groups) == 20 == len(set().union(*groups))
     assert abs(len(made.members) - len(made.outside("victim"))) <= 2
     assert abs(len(made.candidates) - 40) <= 3
@@ -128,7 +131,7 @@ def test_order_takes_the_first_of_each_half_as_they_lie() -> None:
     assert made.outside("victim") == data.ids[4:8]
     assert made.inside["shadow/0"] == data.ids[10:14]
     assert made.outside("shadow/0") == data.ids[14:18]
-    assert made.population == (*data.ids[8:10], *data.ids[18:])
+    assert {*made.reference, *made.population} == {*data.ids[8:10], *data.ids[18:]}
 
 
 def test_shuffled_membership_is_of_images_that_the_victim_never_saw() -> None:
@@ -137,7 +140,7 @@ def test_shuffled_membership_is_of_images_that_the_victim_never_saw() -> None:
     assert set(made.inside["victim"]).isdisjoint(made.shadow)
     assert len(made.inside["victim"]) == len(made.members) == 10
     assert set(made.members) < set(made.candidates)
-    assert len(made.population) == 10
+    assert len(made.reference) == len(made.population) == 5
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,7 @@ def test_shuffled_membership_is_of_images_that_the_victim_never_saw() -> None:
     [
         ([1] * 30, {"train_size": 10}, "train_size 10 takes 40 images (4 times as many), and the data have 30"),
         ([1] * 3, {}, "there are 3 images, too few"),
+        ([1] * 9, {}, "there are 9 images, too few to be split; it takes 10"),
         ([50, 50], {"train_size": 10}, "groups are too few or too large"),
         ([1] * 50, {"clip": 4}, "clip cuts groups, but every image of this data set stands alone"),
         ([10, 10, 80], {"train_size": 10, "clip": 40}, "give a smaller clip"),
@@ -159,6 +163,6 @@ def test_too_few_images_or_groups_are_one_line(sizes: list[int], over: dict[str,
 
 def test_the_usual_size_leaves_a_population() -> None:
     assert len(drawn([1] * 100).members) == 20
-    assert len(drawn([1] * 100).population) == 20
+    assert len(drawn([1] * 100).population) == len(drawn([1] * 100).reference) == 10
     assert len(drawn([1] * 90, shadows=0).members) == 30
     assert drawn([1] * 90, shadows=0).shadow == ()

@@ -12,7 +12,7 @@ import torch
 from defense_kit import Seen
 from segaudit.nn.output_net import OutputNet
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import Progress, fit
+from segaudit.training.loop import Progress, Views, fit
 from segaudit.training.minmax import _MinMax, minmax
 from segaudit.training.standard import standard
 from segaudit.types import VOID, Batch, UserError
@@ -56,6 +56,22 @@ def test_the_adversary_sees_members_and_the_reference_alone(
     assert all(set(ids) <= set(reference) and len(set(ids)) == 8 for ids in sets[1::2])
     assert set(log) == {*train.ids, *reference}
     assert checkpoint(tmp_path)["drawn"] == 8
+
+
+def test_the_reference_is_seen_in_the_views_of_its_epoch_as_members_are() -> None:
+    """In the same views all the time it would be told from the members by them alone."""
+    samples, log, train, reference = split()
+    own = schedule(augment={"scale": [0.5, 2.0]})
+    made = _MinMax(partial(minmax, reference=reference), train, own, net(), None, None, torch.enable_grad())
+    wanted = Views(Seen(samples, reference, log), own)
+    for epoch in (0, 3):
+        made.epoch = wanted.epoch = epoch
+        found = made._others(5)
+        assert len(set(found.ids)) == 5
+        for image, labels, name in zip(found.images, found.labels, found.ids, strict=True):
+            view = wanted[reference.index(name)]
+            assert torch.equal(image, view[0])
+            assert torch.equal(labels, view[1])
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_bad_arguments_are_one_line(own: dict[str, Any], fault: str) -> None:
     assert str(error.value) == fault
 
 
+def test_one_image_has_none_to_be_mixed_with() -> None:
+    batch = batch_of("segmentation", 1)
+    with pytest.raises(UserError, match="recipe mixup: a batch of one image has no other to mix it with; give a"):
+        mixup(net(), batch, rng=streams(batch))
+
+
 def test_an_image_of_one_label_cannot_be_cut() -> None:
     batch = batch_of("classifier")
     with pytest.raises(UserError, match="recipe mixup: an image with one label cannot be cut; leave `cut` out"):

@@ -266,6 +266,20 @@ def test_success_by_hand() -> None:
     assert every["outside_accuracy"] == pytest.approx(2 / 3)  # of the roads
 
 
+def test_images_of_several_sizes_are_tried_a_size_at_a_time() -> None:
+    """As of a network that was trained on crops."""
+    flat, tall = pictures([[2, 2, 0, 0], [0, 0, 0, 0]]), pictures([[2, 1], [2, 2], [0, 0]], [[0, 2], [0, 0], [0, 0]])
+
+    class Mixed:
+        def sample(self, image_id: str) -> tuple[Tensor, Tensor]:
+            return (flat if image_id == "flat" else tall).sample(image_id.replace("flat", "image 0"))
+
+    poison = Poison("line", 1, 1, 1, "target", victim_class=2, target_class=1)
+    found = outcome(Fooled(), Mixed(), ["image 0", "flat", "image 1"], poison, batch=2)
+    assert found["success"] == pytest.approx(4 / 6)  # on the left 2 of 3 and 2 of 2, and 0 of 1
+    assert found["benign_accuracy"] == 1
+
+
 def test_an_image_without_a_place_for_the_trigger_is_counted_clean_alone() -> None:
     crowded, roomy = [[0, 2, 0, 2], [2, 0, 2, 1]], [[2, 2, 0, 0], [2, 2, 0, 0]]
     poison = Poison("inside", 2, 1, 1, "target", victim_class=2, target_class=1)

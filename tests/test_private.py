@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from segaudit.nn.norms import coupled, group_norms, groups
 from segaudit.rng import ImageStreams
 from segaudit.training import clipping
 from segaudit.training.budget import budget, spent
-from segaudit.training.clipping import clipped_sum, private_gradient, unit_gradients
-from segaudit.training.course import Course, generator
+from segaudit.training.clipping import clipped_sum, private_gradient, unit_gradients, verify
+from segaudit.training.course import Course
 from segaudit.training.loop import Progress, Schedule, fit
 from segaudit.training.private import image_losses, private, refuse_coupling
 from segaudit.training.standard import standard
@@ -84,7 +85,8 @@ def test_gradients_of_single_images_are_those_of_a_loop_over_them(name: str, ord
     model = ready(name).to(memory_format=order)  # type: ignore[call-overload]
     batch, before = some(model), weights(model)
     batch = Batch(batch.images.contiguous(memory_format=order), batch.labels, batch.ids)
-    sums, losses = unit_gradients(model, image_losses, batch, [0, 1, 2], verify=True)
+    verify(model, image_losses, batch)
+    sums, losses = unit_gradients(model, image_losses, batch, [0, 1, 2])
     assert equal(weights(model), before)
     assert all(weight.grad is None and not hasattr(weight, "grad_sample") for weight in model.parameters())
     torch.testing.assert_close(losses, image_losses(model, batch).detach())
@@ -113,11 +115,11 @@ def test_a_group_is_clipped_once_however_many_passes_it_takes(most: int) -> None
             assert length > 0.05, unit
             for one, slope in zip(wanted, total, strict=True):
                 one += min(1.0, 0.05 / length) * slope / 2.5
-        found, loss = private_gradient(model, image_losses, batch, whose, generator(0), norm=0.05, **own)
+        found, loss = private_gradient(model, image_losses, batch, whose, np.random.default_rng(0), norm=0.05, **own)
         assert loss == pytest.approx(float(image_losses(model, batch).sum().detach()), rel=1e-5)
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    free, _ = private_gradient(model, image_losses, batch, units, generator(0), norm=1e9, **own)
+    free, _ = private_gradient(model, image_losses, batch, units, np.random.default_rng(0), norm=1e9, **own)
     for i, one in enumerate(free):  # what is shorter than the norm stays as it is
         torch.testing.assert_close(one, sum(row[i] for row in each) / 2.5, rtol=1e-4, atol=1e-5)
 
@@ -135,7 +137,7 @@ def test_the_noise_is_of_sigma_times_the_norm_over_the_expected_batch() -> None:
     own: dict[str, Any] = {"norm": 2.0, "expected": 8.0, "most": 8}
 
     def gradient(batch: Batch, sigma: float, key: int) -> Tensor:
-        rng = generator("noise", key)
+        rng = np.random.default_rng(key)
         found = private_gradient(model, image_losses, batch, batch.ids, rng, sigma=sigma, **own)[0]
         return torch.cat([one.flatten() for one in found])
 
@@ -233,6 +235,23 @@ def test_an_empty_poisson_batch_still_takes_its_noisy_step(tmp_path: Path, monke
     assert not equal(weights(model), before)
 
 
+def test_no_two_steps_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's generators keep 32 bits of a seed: some thousand steps would meet again."""
+    drawn = list[np.random.Generator]()
+
+    def kept(model: nn.Module, losses: Any, batch: Batch, units: Any, rng: Any, **_: Any) -> Any:
+        drawn.append(rng)
+        return [torch.zeros_like(weight) for weight in model.parameters()], 0.0
+
+    monkeypatch.setattr(clipping, "private_gradient", kept)
+    monkeypatch.setattr("segaudit.training.private.number", lambda *parts: parts[-1] * 2**32)
+    made = course(private, Drawn("segmentation", 12, 1), schedule(epochs=2, batch=1), ready())
+    for _ in range(3):
+        made.step(empty(batch_of("segmentation")), None)
+    first = [rng.standard_normal(4).tolist() for rng in drawn]
+    assert len({str(one) for one in first}) == 3
+
+
 def test_a_training_that_is_resumed_has_taken_the_same_steps(tmp_path: Path) -> None:
     samples, own = Drawn("segmentation", 18, 1), schedule(epochs=3, batch=4, precision="bf16")
     recipe = partial(private, units=tuple((name, name[-1]) for name in samples.ids))
@@ -251,6 +270,9 @@ def test_a_training_that_is_resumed_has_taken_the_same_steps(tmp_path: Path) -> 
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["course"]["steps"] == 4
     with pytest.raises(UserError, match=r"recipe private: the training that is resumed had sigma .*, not 0.0: the bud"):
         fit(group_norms(net()), samples, None, partial(recipe, noise=False), own, tmp_path / "parts")
+    images = partial(private, delta=1 / 10)  # the noise is the same, and each of them is now promised what a group was
+    with pytest.raises(UserError, match="recipe private: the training that is resumed had units 10, not 18: the"):
+        fit(group_norms(net()), samples, None, images, own, tmp_path / "parts")
     fit(parts, samples, None, recipe, own, tmp_path / "parts")
     assert equal(weights(parts), weights(whole))
     state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["course"]
@@ -258,6 +280,13 @@ def test_a_training_that_is_resumed_has_taken_the_same_steps(tmp_path: Path) -> 
     other = group_norms(net())
     fit(other, samples, None, recipe, schedule(**{**vars(own), "seed": 1}), tmp_path / "other")
     assert not equal(weights(other), weights(whole))
+
+
+def test_what_another_recipe_began_is_not_private(tmp_path: Path) -> None:
+    samples = Drawn("segmentation", 8, 1)
+    fit(group_norms(net()), samples, None, standard, schedule(epochs=1), tmp_path)
+    with pytest.raises(UserError, match="recipe private: the training that is resumed was begun by another recipe"):
+        fit(group_norms(net()), samples, None, private, schedule(epochs=2), tmp_path)
 
 
 def test_it_learns_where_there_is_no_noise(tmp_path: Path) -> None:
@@ -270,15 +299,18 @@ def test_it_learns_where_there_is_no_noise(tmp_path: Path) -> None:
 
 
 class Centred(Segmenter):
-    """Takes the mean of the batch away, in a module of its own making."""
+    """Takes something of the batch away, in a module of its own making."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str) -> None:
         super().__init__()
-        self.class_names, self.net = ("a", "b"), nn.Conv2d(3, 2, 1)
+        self.class_names, self.net, self.how = ("a", "b"), nn.Conv2d(3, 2, 1), how
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.net(images)
-        return found - found.mean(0, keepdim=True)
+        if self.how == "before":
+            return found - found.cumsum(0)
+        mean = found.mean(0, keepdim=True) if self.training or self.how != "training" else torch.zeros(())
+        return found - (mean.detach() if self.how == "detached" else mean)
 
 
 def test_batch_norm_couples_images_and_is_refused(tmp_path: Path) -> None:
@@ -286,8 +318,9 @@ def test_batch_norm_couples_images_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=fault) as error:
         fit(net(), Drawn("segmentation", 8, 1), None, private, schedule(), tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="the loss of an image depends on its neighbours in the batch"):
-        fit(Centred(), Drawn("binary", 8, 1), None, private, schedule(), tmp_path)
+    for how in ("always", "training", "detached", "before"):
+        with pytest.raises(UserError, match="the loss of an image depends on its neighbours in the batch"):
+            fit(Centred(how), Drawn("binary", 8, 1), None, private, schedule(), tmp_path)
 
 
 def test_batch_dice_couples_images_and_is_refused(tmp_path: Path) -> None:
@@ -297,6 +330,8 @@ def test_batch_dice_couples_images_and_is_refused(tmp_path: Path) -> None:
         refuse_coupling(model, both, batch)
     with pytest.raises(UserError, match="the loss of an image depends on its neighbours"):
         refuse_coupling(model, lambda m, b: both(m, b) + image_losses(m, b), batch)
+    with pytest.raises(UserError, match="the loss of an image depends on its neighbours"):
+        refuse_coupling(model, lambda m, b: image_losses(m, b) / (b.labels != VOID).sum(), batch)
     refuse_coupling(model, partial(image_losses, image_dice=1.0), batch)
     assert all(module.training for module in model.modules())
     with pytest.raises(UserError, match="recipe private: dice is of a batch as a whole, so no image's part of it can"):
@@ -314,9 +349,24 @@ class Mirrored(Segmenter):
         return self.net(images)  # type: ignore[no-any-return]
 
 
-def test_gradients_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Opacus gets the gradients of single images in net.weight wrong"):
-        fit(Mirrored(), Drawn("binary", 8, 1), None, private, schedule(), tmp_path)
+class Halved(Segmenter):
+    """Looks at the halves of an image apart, as images of their own, of which Opacus then counts twice as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_names, self.net = ("a", "b"), nn.Conv2d(3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height = images.shape[2] // 2
+        parts = torch.stack([images[:, :, :height], images[:, :, height : 2 * height]], 1).flatten(0, 1)
+        found = self.net(parts).unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3)
+        return nn.functional.pad(found, (0, 0, 0, images.shape[2] - 2 * height))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [Mirrored, Halved])
+def test_gradients_that_opacus_gets_wrong_are_refused(make: type[Segmenter], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Opacus gets the gradients of single images in net.weight wrong; build"):
+        fit(make(), Drawn("binary", 8, 1), None, private, schedule(), tmp_path)
 
 
 class Adding(Segmenter):

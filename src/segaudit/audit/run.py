@@ -75,6 +75,7 @@ def _compute(asked: RunSpec, spec: RunSpec, store: Store, executor: Executor, ho
     index = _index(spec, planned, data) | votes.index(certified) | hidden.index(scaled) | diagnostics.index(checked)
     index |= detect.index(watched) | membership.index(private)
     index |= {"parameters": parameters} if set(parameters) - {"none"} else {}
+    index |= {"later": 1} if asked.attacks and not spec.attacks else {}  # what is attacked is not there yet
     store.write_json("plan.json", index)  # first: by it a folder is known as a run
     store.write("spec.yaml", yaml.safe_dump(asked.model_dump(mode="json"), sort_keys=False).encode())
     membership.keep(private, store)
@@ -201,7 +202,7 @@ def results(path: str) -> Results:
         cells=cells,
         scenes=scenes,
         pictures=pictures,
-        lacking=lacking + uncast + unscaled + unchecked + undetected + untold,
+        lacking=lacking + uncast + unscaled + unchecked + undetected + untold + index.get("later", 0),
         votes=cast,
         scaling=scaled,
         diagnostics=checked,

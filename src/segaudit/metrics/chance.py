@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv  # type: ignore[import-untyped]
+from scipy.special import betaincinv, stdtrit  # type: ignore[import-untyped]
 
 from segaudit.types import Floats
 
@@ -30,36 +30,30 @@ def area(below: Floats, above: Floats) -> float:
 
 
 def interval(
-    below: Floats,
-    above: Floats,
-    of_below: NDArray[np.str_],
-    of_above: NDArray[np.str_],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
+    below: Floats, above: Floats, of_below: NDArray[np.str_], of_above: NDArray[np.str_]
 ) -> tuple[float, float]:
     """The 95 % interval of the AUC of the others' and the members' scores; of_below, of_above: their units.
 
-    DeLong's where each image is its own unit; else percentiles over units drawn anew with replacement, members' and
-    others' apart, (nan, nan) of fewer than two of either. Where either has no width, as at an AUC of 1, the score
-    interval of Newcombe for as many units. Source: DeLong et al. 1988; Newcombe 2006 (method 5).
+    Its variance is that of the units, so DeLong's where each image is one, and its quantile Student's, as units may be
+    few. Where it has no width, as at an AUC of 1, and of a single score on a side, the score interval of Newcombe for
+    as many units; (nan, nan) of a single unit of several images.
+    Source: DeLong et al. 1988; Obuchowski 1997 (units); Satterthwaite 1946 (degrees of freedom); Newcombe 2006
+    (method 5).
     """
-    m, n = np.unique(of_above).size, np.unique(of_below).size
-    if (m, n) == (above.size, below.size):
-        spread = math.sqrt(_variance(below, above))
-        middle, z = area(below, above), _normal()
-        low, high = max(0.0, middle - z * spread), min(1.0, middle + z * spread)
-    elif min(m, n) < 2:
-        return math.nan, math.nan
-    else:
-        drawn = _redrawn(below, above, of_below, of_above, draws, np.random.default_rng(seed))
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return (low, high) if high - low > 1e-12 else newcombe(area(below, above), m, n)
+    middle, m, n = area(below, above), np.unique(of_above).size, np.unique(of_below).size
+    if min(m, n) < 2:
+        return newcombe(middle, m, n) if (m, n) == (above.size, below.size) else (math.nan, math.nan)
+    inside, outside = _variance(placement(below, above), of_above), _variance(placement(above, below), of_below)
+    if inside + outside < 1e-24:
+        return newcombe(middle, m, n)
+    freedom = (inside + outside) ** 2 / (inside**2 / (m - 1) + outside**2 / (n - 1))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(inside + outside)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
     """The 95 % interval of an AUC that is known of m and n scores alone. Source: Newcombe 2006, method 5."""
-    many, z = (m + n) / 2 - 1, _normal()
+    many, z = (m + n) / 2 - 1, NormalDist().inv_cdf((1 + LEVEL) / 2)
 
     def outside(true: float) -> bool:
         width = true * (1 - true) * (1 + many * ((1 - true) / (2 - true) + true / (1 + true))) / (m * n)
@@ -97,35 +91,8 @@ def by_luck(hits: int, false: int, members: int, others: int) -> float:
     return ways / math.comb(members + others, top)
 
 
-def _variance(below: Floats, above: Floats) -> float:
-    """Of the AUC, by how each score stands among those of the other kind; 0 of fewer than two of a kind."""
-    if min(below.size, above.size) < 2:
-        return 0.0
-    hits, spared = placement(below, above), placement(above, below)
-    return float(hits.var(ddof=1) / above.size + spared.var(ddof=1) / below.size)
-
-
-def _redrawn(
-    below: Floats,
-    above: Floats,
-    of_below: NDArray[np.str_],
-    of_above: NDArray[np.str_],
-    draws: int,
-    rng: np.random.Generator,
-) -> Floats:
-    """The AUC of each draw of units, from how many pairs of images each pair of units has the right way round."""
-    names, row = np.unique(of_above, return_inverse=True)
-    columns = np.unique(of_below)
-    right = np.empty((names.size, columns.size))
-    for j, column in enumerate(columns):
-        own = below[of_below == column]
-        right[:, j] = np.bincount(row, placement(own, above) * own.size, names.size)
-    rows, others = np.bincount(row), np.array([(of_below == column).sum() for column in columns])
-    times = (rng.multinomial(k, np.full(k, 1 / k), draws) for k in right.shape)
-    inside, outside = (each.astype(float) for each in times)
-    made: Floats = ((inside @ right) * outside).sum(1) / ((inside @ rows) * (outside @ others))
-    return made
-
-
-def _normal() -> float:
-    return NormalDist().inv_cdf((1 + LEVEL) / 2)
+def _variance(places: Floats, units: NDArray[np.str_]) -> float:
+    """Of the mean of the places of one kind's scores among the other's, from the sums of at least two units."""
+    row = np.unique(units, return_inverse=True)[1]
+    sums = np.bincount(row, places - places.mean())
+    return float((sums**2).sum() / places.size**2 * sums.size / (sums.size - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,23 @@ class Measured:
     def by_chance(self) -> bool:
         """Whether the interval of the AUC holds 0.5."""
         return self.low <= 0.5 <= self.high
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether there is an interval of the AUC, and 0.5 is outside of it."""
+        return self.low > 0.5 or self.high < 0.5
+
+    def telling(self, attacks: int) -> bool:
+        """Whether one of so many attacks is beyond chance, or finds more at a rate of false alarms than a guess does.
+
+        The latter by a test at 5 % shared among attacks and rates.
+        """
+        return self.beyond_chance or any(hit.chance < 0.05 / (len(RATES) * attacks) for hit in self.hits)
+
+    @property
+    def turned(self) -> Measured:
+        """The same with AUC and interval of the scores' opposites."""
+        return replace(self, auc=1 - self.auc, low=1 - self.high, high=1 - self.low)
 
 
 @dataclass(frozen=True, slots=True)

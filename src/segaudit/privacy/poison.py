@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from segaudit import registry
 from segaudit.metrics import confusion
 from segaudit.privacy.experiment import Samples
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import stack
 from segaudit.types import VOID, Segmenter, UserError
 
 RULES = {
@@ -139,12 +138,10 @@ def outcome(model: Segmenter, samples: Samples, ids: Sequence[str], poison: Pois
     weight = next(model.parameters(), None)
     counts = []
     hits, before, victims, right, others = (0, 0, 0, 0, 0)
-    for start in range(0, len(ids), batch):
-        names = ids[start : start + batch]
-        clean, truth = zip(*(samples.sample(name) for name in names), strict=True)
-        labels = torch.stack(truth)
-        shown = [poison.show(image, own, name) for image, own, name in zip(clean, truth, names, strict=True)]
-        both = torch.cat([stack(clean), stack([image for image, _ in shown])])
+    for rows in _batches(samples, ids, batch):
+        labels = torch.stack([own for _, _, own in rows])
+        shown = [poison.show(image, own, name) for name, image, own in rows]
+        both = torch.stack([*(image for _, image, _ in rows), *(image for image, _ in shown)])
         guess, seen = model(both if weight is None else both.to(weight.device)).argmax(1).cpu().chunk(2)
         counts.append(confusion.count(guess, labels, model.num_classes))
         covered = torch.stack([where for _, where in shown])
@@ -167,6 +164,18 @@ def outcome(model: Segmenter, samples: Samples, ids: Sequence[str], poison: Pois
         "benign_miou": confusion.miou(pooled),
         "benign_dice": confusion.dice(pooled),
     }
+
+
+def _batches(samples: Samples, ids: Sequence[str], batch: int) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    """Ids with images and labels, at most so many at a time, all of one size."""
+    waiting: dict[tuple[torch.Size, torch.Size], list[tuple[str, Tensor, Tensor]]] = {}
+    for name in ids:
+        image, labels = samples.sample(name)
+        own = waiting.setdefault((image.shape, labels.shape), [])
+        own.append((name, image, labels))
+        if len(own) == batch:
+            yield waiting.pop((image.shape, labels.shape))
+    yield from waiting.values()
 
 
 def check(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segaudit.metrics import confusion
-from segaudit.types import VOID, Floats, Ints
+from segaudit.types import VOID, Floats, Ints, UserError
 
 Bools = NDArray[np.bool_]
 
@@ -49,7 +49,8 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, Floats]:
     log-odds of the soft one: the mean of the classes in the mask, with two classes that of the second where it is
     there. `miou`: of argmax, the mean of the classes in the mask. No pixel says more than `CLIP`.
     An image without a valid pixel has nan for all. Each image is measured by itself, so a batch changes no number.
-    Raises ValueError for shapes that do not fit and labels outside of the K classes.
+    Raises ValueError for shapes that do not fit and labels outside of the K classes, UserError for logits of a valid
+    pixel without a softmax: nan or inf.
     Source: Carlini et al. 2022 (phi); Milletari et al. 2016 (soft Dice); Kohli et al. 2009 (the band).
     """
     if logits.ndim != 4 or logits.shape[1] < 2 or labels.shape != (len(logits), *logits.shape[2:]):
@@ -90,6 +91,8 @@ def _soft(logits: Tensor, labels: Tensor, guess: Tensor, chosen: Bools) -> dict[
     odds = z.gather(0, y[None])[0] - others  # stable where p is nearly 1, as log p - log(1 - p) is not
     phi, loss = odds.clamp(-CLIP, CLIP), -F.logsigmoid(odds).clamp_min(-CLIP)
     p = z.softmax(0)
+    if bool(p.isnan().any()):  # else the image would pass for one without a valid pixel, and the network for private
+        raise UserError("membership: a network answers nan or inf in place of logits; train it with a lower lr")
     entropy = torch.special.entr(p).sum(0)
     pixels = torch.bincount(y, minlength=len(z))
     both = torch.bincount(y, p.gather(0, y[None])[0], len(z))

@@ -12,7 +12,7 @@ from segaudit.registry import suggest
 from segaudit.report import doubts as told
 from segaudit.report.leaks import asked, baselines, standings
 from segaudit.report.privacy import doubts
-from segaudit.report.privacy_tables import FIELDS, values
+from segaudit.report.privacy_tables import FIELDS, values, worth
 from segaudit.report.summary import Row, show_eps, summarise, unique
 from segaudit.types import Results, UserError
 
@@ -20,9 +20,11 @@ OF_CELLS = ("miou", "image_miou", "accuracy", "iou_ratio", "miou_8bit", "dice")
 """Of each model: on the clean images, or `@EPS` under every attack of that budget."""
 OF_PRIVACY = tuple(name for name in FIELDS[FIELDS.index("auc") :] if name not in ("threshold", "tuned", "seconds"))
 """Of each membership attack on each victim, the fields of the long form."""
-WRITTEN = re.compile(r"\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(?:@\s*([\d./e-]+))?\s*(<=|>=|<|>)\s*([-+\d.e]+)\s*")
+WRITTEN = re.compile(r"\s*(\w+)\s*(?:\[(.*)\])?\s*(?:@\s*([\d./e-]+))?\s*(<=|>=|<|>)\s*([-+\d.e]+)\s*")
 OF_VICTIMS = OF_PRIVACY[OF_PRIVACY.index("miou_members") :]
 """Those of them that no attack changes."""
+CLAIMED = ("epsilon", "delta")
+"""Those that only some defenses have: a victim that claims none is not asked for it, unless by name."""
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -112,12 +114,15 @@ def _leaks(results: Results, one: Condition) -> Iterator[Found]:
     hits = one.quantity.startswith("tpr")
     for own in standings(results) if asked(results) else ():
         names = (own.title, own.defense)
-        for leak in own.leaks[: 1 if one.quantity in OF_VICTIMS else None]:
+        if one.quantity in OF_VICTIMS:
+            value = worth(own)[one.quantity]
+            if one.quantity not in CLAIMED or not math.isnan(value) or one.model in names:
+                yield Found(own.title, names, value)
+            continue
+        if not own.leaks:
+            yield Found(own.title, names, math.nan, "no attack on it was made")
+        for leak in own.leaks:
             value = float(values(own, leak)[one.quantity])
-            if one.quantity in OF_VICTIMS:
-                if not math.isnan(value) or one.model in names:  # one that claims no epsilon is not asked for it
-                    yield Found(own.title, names, value)
-                continue
             lacking = "" if own.known else "no attacker who knows of the defense was tried"
             if math.isnan(value):
                 lacking = f"not resolvable with {leak.measured.others} others" if hits else "not known"

@@ -75,19 +75,39 @@ class Standing:
         return self.defense == "none" or any(leak.of.threat == AWARE for leak in self.leaks)
 
     @property
-    def verdict(self) -> str:
-        """Of a defense, by its worst attack: `HELD` (no better than chance), `LESS` than without it, `NOT`, `UNKNOWN`.
+    def telling(self) -> list[Leak]:
+        """The attacks that do better than a guess, or worse, which is as telling."""
+        return [leak for leak in self.leaks if leak.measured.telling(len(self.leaks))]
 
-        No better than chance is an AUC whose interval holds 0.5, and no attack that finds more at 1 % false alarms
-        than a guess does, by a test at 5 % shared among the attacks. It cannot be judged without an attacker who knows
-        of it, or beside a network that gives nothing away.
-        """
+    @property
+    def inverted(self) -> list[Leak]:
+        """The attacks that tell others from members so well that, turned round, they do more than the worst."""
+        worst = self.worst
+        return [leak for leak in self.leaks if worst and leak.measured.turned.low > worst.measured.auc]
+
+    @property
+    def unjudged(self) -> str:
+        """Why a defense cannot be judged; empty where it can."""
         bare = self.bare.worst if self.bare else None
-        if not self.known or self.worst is None or bare is None or not bare.measured.low > 0.5:
+        if not self.known:
+            return "no attacker who knows of the defense was tried"
+        if self.worst is None or bare is None:
+            return "no attack on the network without it is there to compare"
+        if not bare.measured.low > 0.5:
+            return "the network gives nothing away without it, beyond chance"
+        if not self.telling and not fall(bare.measured, self.worst.measured)[0] > 0:
+            return "there are too few images to tell it from the network without it"
+        return ""
+
+    @property
+    def verdict(self) -> str:
+        """Of a defense, by its worst attack: `HELD` (none is `telling`), `LESS` than without it, `NOT`, `UNKNOWN`."""
+        if self.unjudged or self.worst is None or self.bare is None or self.bare.worst is None:
             return UNKNOWN
-        if self.worst.measured.low <= 0.5 and not any(leak.rare.chance < 0.05 / len(self.leaks) for leak in self.leaks):
+        if not self.telling:
             return HELD
-        return LESS if fall(bare.measured, self.worst.measured)[0] > 0 else NOT
+        bare, left = self.bare.worst.measured, [self.worst.measured, *(leak.measured.turned for leak in self.inverted)]
+        return LESS if all(fall(bare, own)[0] > 0 for own in left) else NOT
 
     @property
     def line(self) -> str:
@@ -99,8 +119,8 @@ class Standing:
             return f"{self.title}: {_finds(self, worst)}.{_quality(self)}"
         beside = self.bare.worst if self.bare else None
         without = f"; without the defense, {beside.told} has an AUC of {area(beside)}" if beside else ""
-        lacking = "" if self.known else " No attacker who knows of the defense was tried."
-        return f"{self.title} {self.verdict}: {_finds(self, worst)}{without}.{lacking}{_cost(self)}{_budget(self)}"
+        why = f", as {self.unjudged}" if self.unjudged else ""
+        return f"{self.title} {self.verdict}{why}: {_finds(self, worst)}{without}.{_cost(self)}{_budget(self)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +196,7 @@ def baselines(results: Results) -> list[Leak]:
 
 def confounded(found: Sequence[Leak]) -> Leak | None:
     """The baseline that is furthest from chance, of those whose interval does not hold 0.5."""
-    told = [leak for leak in found if not math.isnan(leak.measured.low) and not leak.measured.by_chance]
+    told = [leak for leak in found if leak.measured.beyond_chance]
     return max(told, key=lambda leak: abs(leak.measured.auc - 0.5), default=None)
 
 
@@ -194,6 +214,8 @@ def _finds(own: Standing, worst: Leak) -> str:
     told = f"{who} tells members from others with an AUC of {area(worst)}"
     if worst.measured.by_chance:
         told += ", which may be chance"
+        if own.defense != "none" and own.telling:
+            told += f" (beyond chance: {', '.join(leak.told for leak in own.telling)})"
     sharp = own.sharpest
     if sharp is None:
         return f"{told}; what is found at 1 % false alarms is not resolvable with {worst.measured.others} others"
@@ -222,7 +244,8 @@ def _cost(own: Standing) -> str:
         return _quality(own)
     word = "costs" if miou >= 0 else "gains"
     other = "" if (dice >= 0) == (miou >= 0) else "gains " if dice < 0 else "costs "
-    return f" On others it {word} {100 * abs(miou):.1f} points of mIoU and {other}{100 * abs(dice):.1f} of Dice."
+    also = "" if math.isnan(dice) else f" and {other}{100 * abs(dice):.1f} of Dice"
+    return f" On others it {word} {100 * abs(miou):.1f} points of mIoU{also}."
 
 
 def _budget(own: Standing) -> str:

@@ -23,7 +23,8 @@ EXPOSED = 5
 """Training images shown as the most exposed."""
 SPLIT = {
     "unit": "in or out together", "units": "such units", "members": "members", "others": "others like them",
-    "shadow_members": "members of a shadow", "population": "images that no network saw", "shadows": "shadows",
+    "shadow_members": "members of a shadow", "reference": "images for defenses alone",
+    "population": "images that no network saw", "shadows": "shadows",
     "references": "references",
 }  # fmt: skip
 
@@ -69,16 +70,25 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
     if split.get("unit") == "order":
         yield "Members are the first images of the folder (`unit: order`): such a split is for showing that it leaks."
     if controlled(results):
+        yield (
+            "A control: membership was drawn at random (`shuffled`), so no figure here speaks of what a network gives "
+            "away."
+        )
         leaks = [leak for own in found for leak in own.leaks]
-        off = unique(leak.told for leak in leaks if not leak.measured.by_chance)
+        off = unique(leak.told for leak in leaks if leak.measured.beyond_chance)
         if off:
             yield (
-                "Membership was drawn at random (`shuffled`), and yet of these attacks an interval does not hold 0.5, "
-                f"as one in twenty may by chance: {', '.join(off)}."
+                "Though membership was drawn at random, an interval of these attacks does not hold 0.5, as one in "
+                f"twenty may by chance: {', '.join(off)}."
             )
     for own in found:
         if own.leaks and not own.known:
             yield f"No attacker who knows of the defense was tried on {own.title}: do not rely on it."
+        for leak in own.inverted:
+            yield (
+                f"{leak.told} on {own.title} does worse than a guess, with an AUC of {area(leak)}: whoever turns its "
+                "scores round finds more than the attacks do."
+            )
     others = min((leak.measured.others for own in found for leak in own.leaks), default=0)
     if 0 < others < 100:
         yield f"{others} images that are no members resolve no rate of false alarms under {100 / others:.3g} %."
@@ -136,8 +146,12 @@ def _grid(ask: Any, results: Results, rows: Sequence[Row]) -> Grid | None:
 
 def _blind(blind: Sequence[Leak]) -> Iterator[str]:
     for leak in blind:
-        told = "holds 0.5, as it must" if leak.measured.by_chance else "does not hold 0.5: the split itself leaks"
-        yield f"{leak.of.attack}, which sees no network, has an AUC of {area(leak)}: the interval {told}."
+        told = "the interval holds 0.5, as it must"
+        if not leak.measured.by_chance:
+            told = "whether the split itself leaks is not known"
+        if leak.measured.beyond_chance:
+            told = "the interval does not hold 0.5: the split itself leaks"
+        yield f"{leak.of.attack}, which sees no network, has an AUC of {area(leak)}: {told}."
 
 
 def _poisoned(own: Standing) -> Iterator[str]:
@@ -145,12 +159,11 @@ def _poisoned(own: Standing) -> Iterator[str]:
     clean = own.clean
     if clean is None:
         return
-    mine, theirs = (each.victim.triggered if each.victim else {} for each in (own, clean))
+    mine, theirs = (beside.at_trigger(each, own.poison) for each in (own, clean))
     told = []
     for word in ("success", "benign_accuracy", "outside_accuracy"):
-        name = next((name for name in (f"{own.poison} {word}", word) if not math.isnan(mine.get(name, math.nan))), "")
-        clear = f" (without the poison {with_sign(theirs[name])})" if name in theirs else ""
-        told += [f"{word.replace('_', ' ')} {with_sign(mine[name])}{clear}"] if name else []
+        clear = f" (without the poison {with_sign(theirs[word])})" if word in theirs else ""
+        told += [f"{word.replace('_', ' ')} {with_sign(mine[word])}{clear}"] if word in mine else []
     if told:
         yield f"{own.title}: {', '.join(told)}."
     if own.worst and clean.worst:

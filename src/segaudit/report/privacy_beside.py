@@ -14,7 +14,8 @@ from segaudit.report.summary import DASH, Row, levels, show_eps, strongest, uniq
 from segaudit.types import Results, UserError
 
 TRIGGERED = ("success", "untriggered_success", "benign_accuracy", "outside_accuracy", "benign_miou", "benign_dice")
-"""What is known of a trigger, in the order of a table; where there are several, behind the poison's name."""
+"""What is known of a trigger, in the order of a table; of a clean victim, behind the poison's name if there are
+several."""
 LEAKAGE = ("AUC", "TPR at 1 %", "by")
 
 
@@ -25,17 +26,27 @@ def poison(results: Results, rows: Sequence[Row], quantity: str, exact: bool) ->
     shown = [own for own in found if own.poison != "none" or own.title in beside]
     if all(own.poison == "none" for own in shown):
         raise UserError(f"table: {results.name} poisons no victim; ask for it with `poison: [none, {{trigger: line}}]`")
-    names = unique(name for own in shown if own.victim for name in own.victim.triggered)
-    names.sort(key=lambda name: (name.rpartition(" ")[0], _place(name)))
+    poisons = unique(own.poison for own in shown if own.poison != "none")
+    told = [(own, trigger, at_trigger(own, trigger)) for own in shown for trigger in poisons
+            if own.poison in ("none", trigger)]  # fmt: skip
+    names = sorted(unique(name for _, _, shares in told for name in shares), key=_place)
     body = []
-    for own in shown:
-        told, made = own.victim.triggered if own.victim else {}, quality(own.victim)
-        shares = [*(told.get(name, math.nan) for name in names), made.miou_others, made.dice_others]
-        named = [own.model, own.defense, own.poison]
-        body.append([*named, *(share(one, exact) for one in shares), *_worst_of(own, exact)])
-    head = ["model", "defense", "poison", *map(words, names), "mIoU on others", "Dice on others", *LEAKAGE]
+    for own, trigger, shares in told:
+        made = quality(own.victim)
+        every = [*(shares.get(name, math.nan) for name in names), made.miou_others, made.dice_others]
+        named = [own.model, own.defense, own.poison, *([trigger] if len(poisons) > 1 else [])]
+        body.append([*named, *(share(one, exact) for one in every), *_worst_of(own, exact)])
+    first = ["model", "defense", "poison", *(["trigger"] if len(poisons) > 1 else [])]
+    head = [*first, *map(words, names), "mIoU on others", "Dice on others", *LEAKAGE]
     title = f"{results.name}: poisoned victims beside clean ones; shares in percent, leakage by the worst attack"
-    return Grid(title, head, body, 3)
+    return Grid(title, head, body, len(first))
+
+
+def at_trigger(own: Standing, poison: str) -> dict[str, float]:
+    """What is known of a victim, poisoned or clean, at the trigger of a poison: name -> share; nothing that is nan."""
+    told = own.victim.triggered if own.victim else {}
+    found = {name: told.get(f"{poison} {name}", told.get(name, math.nan)) for name in map(_word, told)}
+    return {name: share for name, share in found.items() if not math.isnan(share)}
 
 
 def joint(results: Results, rows: Sequence[Row], quantity: str, exact: bool) -> Grid:
@@ -79,5 +90,9 @@ def _worst_of(own: Standing, exact: bool) -> list[str]:
 
 def _place(name: str) -> int:
     """What the trigger does stands before what is left of the rest."""
-    word = name.rpartition(" ")[2]
-    return TRIGGERED.index(word) if word in TRIGGERED else len(TRIGGERED)
+    return TRIGGERED.index(name) if name in TRIGGERED else len(TRIGGERED)
+
+
+def _word(name: str) -> str:
+    """What a share is of, without a poison's name."""
+    return name.rpartition(" ")[2]

@@ -26,8 +26,7 @@ UNRESOLVED = "not resolvable"
 
 def values(own: Standing | None, leak: Leak) -> dict[str, str | float]:
     """All of `FIELDS` of an attack on a victim (None: the baseline). Shares in [0, 1], nan where there is none."""
-    of, made, good = leak.of, leak.measured, quality(own.victim if own else None)
-    facts = own.victim.facts if own and own.victim else {}
+    of, made = leak.of, leak.measured
     hits = {
         f"{NAMES[hit.fpr]}{end}": value
         for hit in made.hits
@@ -38,9 +37,17 @@ def values(own: Standing | None, leak: Leak) -> dict[str, str | float]:
         "images": made.members + made.others, "members": made.members, "others": made.others, "units": made.units,
         "auc": made.auc, "auc_low": made.low, "auc_high": made.high, "balanced_accuracy": made.balanced_accuracy,
         "attack_accuracy": made.accuracy, "f1": made.f1, "threshold": made.threshold, "tuned": int(made.tuned), **hits,
+        **worth(own), "seconds": of.seconds,
+    }  # fmt: skip
+
+
+def worth(own: Standing | None) -> dict[str, float]:
+    """Those of `FIELDS` that are a victim's own, whatever the attack."""
+    good, facts = quality(own.victim if own else None), own.victim.facts if own and own.victim else {}
+    return {
         "miou_members": good.miou, "miou_others": good.miou_others, "miou_gap": good.gap, "dice_members": good.dice,
         "dice_others": good.dice_others, "dice_gap": good.dice_gap, "epsilon": facts.get("epsilon", math.nan),
-        "delta": facts.get("delta", math.nan), "seconds": of.seconds,
+        "delta": facts.get("delta", math.nan),
     }  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from segaudit.training.budget import NEEDED
 from segaudit.types import Batch, UserError
@@ -16,14 +17,12 @@ Losses = Callable[[nn.Module, Batch], Tensor]
 """`(model, batch) -> N`: a loss for each image, of which none depends on another image."""
 
 
-def unit_gradients(
-    model: nn.Module, losses: Losses, batch: Batch, slots: Sequence[int], *, verify: bool = False
-) -> tuple[list[Tensor], Tensor]:
+def unit_gradients(model: nn.Module, losses: Losses, batch: Batch, slots: Sequence[int]) -> tuple[list[Tensor], Tensor]:
     """The gradient of each unit's losses, summed over its images, and the losses, N.
 
     slots: N, the unit of each image, from 0 without a gap. Of each weight that is learnt units x its shape, in their
-    order. verify: they are compared with the gradient of the whole. The model is in train mode, and left as it was.
-    Raises UserError for a layer that Opacus gets wrong, and for one whose output the network changes in place.
+    order. The model is in train mode, and left as it was. Raises UserError for a layer that Opacus does not know, and
+    for one whose output the network changes in place.
     """
     count = max(slots) + 1
     units = None if list(slots) == list(range(count)) else torch.tensor(slots, device=batch.images.device)
@@ -35,8 +34,6 @@ def unit_gradients(
             found = losses(watched, batch)
             found.sum().backward()  # type: ignore[no-untyped-call]
         sums = [_by_unit(weight, units, count) for weight in learnt]
-        if verify:
-            _compare(model, sums)
     except RuntimeError as error:
         if "inplace" not in str(error) and "in-place" not in str(error):
             raise
@@ -80,17 +77,24 @@ def _watched(model: nn.Module) -> Any:
         raise UserError(f"recipe private: there is no gradient of single images in this network ({line})") from error
 
 
-def _compare(model: nn.Module, sums: Sequence[Tensor]) -> None:
-    """Raise UserError where the gradients of single images do not add up to that of them all."""
-    learnt = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    for (name, weight), total in zip(learnt, sums, strict=True):
-        whole = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        slack = 1e-3 * float(whole.abs().max()) + 1e-6
-        if not torch.allclose(total.sum(0), whole, rtol=1e-2, atol=slack):
-            raise UserError(
-                f"recipe private: Opacus gets the gradients of single images in {name} wrong (they do not add up); "
-                "build the network of other layers, such as convolutions padded with zeros"
-            )
+def verify(model: nn.Module, losses: Losses, batch: Batch) -> None:
+    """Raise UserError where the gradients of single images are not those of each image's own loss, taken by itself."""
+    learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what the network draws while it trains is the same both times
+        sums, _ = unit_gradients(model, losses, batch, range(len(batch)))
+        torch.manual_seed(0)
+        found = losses(model, batch)
+    for row in range(len(batch)):
+        slopes = torch.autograd.grad(found[row], list(learnt.values()), retain_graph=True, allow_unused=True)
+        for (name, weight), each, slope in zip(learnt.items(), sums, slopes, strict=True):
+            own = torch.zeros_like(weight) if slope is None else slope
+            slack = 1e-3 * float(own.abs().max()) + 1e-6
+            if len(each) != len(batch) or not torch.allclose(each[row], own, rtol=1e-2, atol=slack):
+                raise UserError(
+                    f"recipe private: Opacus gets the gradients of single images in {name} wrong; build the network "
+                    "of other layers, such as convolutions padded with zeros"
+                )
 
 
 def clipped_sum(gradients: Sequence[Tensor], norm: float) -> list[Tensor]:
@@ -105,7 +109,7 @@ def private_gradient(
     losses: Losses,
     batch: Batch,
     units: Sequence[str],
-    rng: Generator,
+    rng: np.random.Generator,
     *,
     norm: float,
     sigma: float,
@@ -132,7 +136,7 @@ def private_gradient(
             one += more
     for one in total:
         if sigma:
-            one += sigma * norm * torch.randn(one.shape, generator=rng).to(one)
+            one += sigma * norm * torch.from_numpy(rng.standard_normal(one.shape, np.float32)).to(one)
         one /= expected
     return total, loss
 

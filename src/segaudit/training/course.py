@@ -82,7 +82,7 @@ class Course:
         return {}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`; from nothing where the training begins."""
+        """Go on in `epoch` from a `state`; from nothing where the training begins, or was begun without a course."""
 
 
 def steps(images: int, schedule: Schedule) -> int:

@@ -139,6 +139,7 @@ def fit(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(past) + "\n" for past in before))
     runner, stepper = accelerator.prepare(model, optimizer)
     course = Course.of(recipe)(recipe, train, schedule, runner, stepper, accelerator, cast)
+    course.epoch = first
     course.resume(left)
     steps = course.steps
     score: dict[str, float] = {}

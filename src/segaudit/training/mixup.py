@@ -28,11 +28,13 @@ def mixup(
     """Cross-entropy on l x + (1 - l) x' with l times the loss of its labels, and the rest that of those of x'.
 
     x': the next image of the batch. l: of Beta(alpha, alpha), one a batch. cut: in place of that the left l of x, with
-    its labels, and the right of x', a vertical cut-mix. Raises UserError for other numbers, and where images with one
-    label each are to be cut.
+    its labels, and the right of x', a vertical cut-mix. Raises UserError for other numbers, for a batch of one image,
+    and where images with one label each are to be cut.
     Source: Zhang et al. 2018 (mix-up); Yun et al. 2019 (cut-mix).
     """
     _check(cut=cut, alpha=alpha, label_smoothing=label_smoothing, dice=dice)
+    if len(batch) < 2:
+        raise UserError("recipe mixup: a batch of one image has no other to mix it with; give a batch of 2 at least")
     drawn = float(rng.child("mixup").uniform(torch.empty(len(batch), 1))[0])
     share = float(betaincinv(alpha, alpha, drawn))
     own = {"class_weights": class_weights, "label_smoothing": label_smoothing, "dice": dice}

@@ -82,6 +82,7 @@ def half(delta: Tensor) -> Tensor:
 @torch.no_grad()
 def _judge(job: Job, model: Segmenter, clean: Batch, made: Made) -> tuple[Records, list[NDArray[np.uint8]]]:
     """Score the images in fp32, as they are and rounded to 8 bits."""
+
     def logits_of(images: Tensor) -> Tensor:
         logits: Tensor = model(images)
         wrong = ~logits.isfinite().flatten(1).all(1)

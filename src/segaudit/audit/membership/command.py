@@ -52,7 +52,7 @@ def spec_of(
     if not 0 <= trigger_value <= 255:
         raise UserError(f"--triggerval must be from 0 to 255, not {trigger_value:g}")
     value = trigger_value / 255 if trigger_value > 1 else trigger_value
-    whole = int(trigger_size) if trigger_size >= 1 else trigger_size
+    whole = int(trigger_size) if trigger_size % 1 == 0 else trigger_size
     poisons: list[Any] = ["none"]
     if poison:
         registry.load("trigger", trigger)
@@ -72,8 +72,13 @@ def spec_of(
 
 
 def write(made: dict[str, Any], out: str) -> Path:
-    """Keep a spec beside the folder of its run (in this folder, where that is no folder here); returns its file."""
+    """Keep a spec beside the folder of its run (in this folder, where that is no folder here); returns its file.
+
+    Raises UserError where there is a file already that is not the spec of an earlier time.
+    """
     path = Path(f"{made['name']}.yaml" if "://" in out else f"{out.rstrip('/')}.yaml").expanduser()
+    if path.exists() and f"name: {made['name']}" not in path.read_text(errors="replace").splitlines():
+        raise UserError(f"{path} is the spec of something else, and stays as it is; give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(made, sort_keys=False))
     return path

@@ -9,7 +9,7 @@ from typing import Any
 from segaudit import registry
 from segaudit.audit import build
 from segaudit.audit.keys import Contents, code_digest, digest, model_content, part_content, shortened
-from segaudit.audit.membership import scoring
+from segaudit.audit.membership import scoring, trainer
 from segaudit.audit.membership.networks import Net, Study
 from segaudit.audit.membership.poison_spec import PoisonSpec
 from segaudit.audit.membership.scoring import Scoring
@@ -64,7 +64,7 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
     victims, triggers, scorings = list[Net](), list[Trigger](), list[Scoring]()
     for attack in attacks:
         if baseline(attack):
-            scorings.append(_scoring(study, attack, None, (), (), PLAIN))
+            scorings.append(making.scoring(attack, None, (), (), PLAIN))
     poisons = [poison for poison in asked.poison if poison]
     for victim in making.victims():
         victims.append(victim)
@@ -74,7 +74,7 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
         for threat in _threats(victim, asked):
             shadows, references = making.attackers(victim, threat)
             for attack in (attack for attack in attacks if not baseline(attack)):
-                scorings.append(_scoring(study, attack, victim, shadows, references, threat))
+                scorings.append(making.scoring(attack, victim, shadows, references, threat))
     return Plan(study, tuple(making.made.values()), tuple(victims), tuple(triggers), tuple(scorings), left_out)
 
 
@@ -84,12 +84,16 @@ class _Making:
     def __init__(self, study: Study, asked: Membership, data: Dataset) -> None:
         self.study, self.asked, self.made = study, asked, dict[str, Net]()
         models = [*asked.victim, *([asked.shadow] if asked.shadow else [])]
-        contents = Contents(models={m.title(): build.digest(build.model(m, data.class_names)) for m in models})
-        self.models = {model.title(): model_content(model, contents) for model in models}
+        self.models = {model.model_dump_json(): self._model(model, data) for model in models}  # titles may be shared
         for poison in asked.poison:
             poison.build(data.class_names, study.seed)
-        ids = study.split.ids
+        ids, split, members = study.split.ids, study.split, frozenset(study.split.members)
+        self.candidates = digest([[name, split.units[name], name in members] for name in split.candidates])
         self.images = {"data": data.digest(), "ids": digest(list(ids)), "size": len(ids)}
+
+    def _model(self, model: ModelSpec, data: Dataset) -> dict[str, Any]:
+        made = build.digest(build.model(model, data.class_names))
+        return model_content(model, Contents(models={model.title(): made}))
 
     def victims(self) -> Iterator[Net]:
         for model in self.asked.victim:
@@ -111,19 +115,33 @@ class _Making:
         split, training = self.study.split, self.study.training
         inside = split.inside[name]
         content = {
-            "version": VERSION,
+            "version": VERSION + trainer.VERSION - 1,  # with either one
             "images": self.images,
             "name": name,
             "inside": digest([[image, split.units[image]] for image in inside]),
-            "reference": digest(list(split.population)),
-            "model": self.models[model.title()],
-            "training": training.model_dump(mode="json") | {"recipe": part_content("recipe", training.recipe)},
+            "reference": digest(list(split.reference)),
+            "model": self.models[model.model_dump_json()],
+            "training": training.model_dump(mode="json") | {"recipe": trainer.recipe_content(training.recipe)},
             "defense": part_content("membership_defense", defense),
             "poison": _poison_content(poison),
             "seed": self.study.seed,
         }
         key = shortened(content)
         return self.made.setdefault(key, Net(key, name, model, defense, poison))
+
+    def scoring(
+        self, attack: Tuned, victim: Net | None, shadows: Sequence[Net], references: Sequence[Net], threat: str
+    ) -> Scoring:
+        content = {
+            "version": VERSION,
+            "attack": part_content("membership", attack),
+            "victim": victim.key if victim else self.images,
+            "shadows": [net.key for net in shadows],
+            "references": [net.key for net in references],
+            "candidates": self.candidates,
+            "seed": self.study.seed,
+        }
+        return Scoring(shortened(content), attack, victim, tuple(shadows), tuple(references), threat)
 
 
 def _poison_content(poison: PoisonSpec) -> dict[str, Any]:
@@ -138,22 +156,6 @@ def _threats(victim: Net, asked: Membership) -> list[str]:
 
 def _trigger(victim: Net, poison: PoisonSpec, word: str) -> Trigger:
     return Trigger(shortened([VERSION, victim.key, _poison_content(poison)]), victim, poison, word)
-
-
-def _scoring(
-    study: Study, attack: Tuned, victim: Net | None, shadows: Sequence[Net], references: Sequence[Net], threat: str
-) -> Scoring:
-    split = study.split
-    content = {
-        "version": VERSION,
-        "attack": part_content("membership", attack),
-        "victim": victim.key if victim else study.data.name,
-        "shadows": [net.key for net in shadows],
-        "references": [net.key for net in references],
-        "candidates": digest([[name, split.units[name], name in split.members] for name in split.candidates]),
-        "seed": study.seed,
-    }
-    return Scoring(shortened(content), attack, victim, tuple(shadows), tuple(references), threat)
 
 
 def _attacks(study: Study, asked: Membership, data: Dataset) -> tuple[list[Tuned], tuple[str, ...]]:

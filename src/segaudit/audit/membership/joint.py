@@ -31,7 +31,14 @@ def meant(spec: RunSpec) -> bool:
 
 
 def alone(spec: RunSpec) -> RunSpec:
-    """The experiment without the attacks, which comes first."""
+    """The experiment without the attacks, which comes first.
+
+    Raises UserError where there will be no victim to attack, or data that cannot be cut to some images.
+    """
+    if not registry.accepts("data", spec.data.name, "only"):
+        raise UserError(f"data {spec.data.name!r} has no argument `only`, by which the victims' images are named")
+    if spec.membership and all(spec.membership.poison):
+        raise UserError("membership: attacks are on victims that are not poisoned; put none among its poison")
     left: dict[str, Any] = {"attacks": [], "eps": [], "certification": None, "scaling": None, "detection": None}
     return spec.model_copy(update=left)
 
@@ -40,13 +47,11 @@ def audited(spec: RunSpec, store: Store) -> RunSpec:
     """The attacks on the victims that are not poisoned, on images that these were not trained on.
 
     A victim without a gradient (as one that gives labels alone) is left out, where an attack needs one: it would be no
-    more than the same network with its gradient hidden. Raises UserError for data that cannot be cut to some images.
+    more than the same network with its gradient hidden. Raises UserError where none is left.
     """
     data = build.dataset(spec.data)
     planned = plan(spec, data, store.path)
     assert planned is not None
-    if not registry.accepts("data", spec.data.name, "only"):
-        raise UserError(f"data {spec.data.name!r} has no argument `only`, by which the victims' images are named")
     blind = all(registry.gradient_free(attack.name) for attack in spec.attacks)
     others, models = planned.study.split.outside(VICTIM), []
     probe = data.sample(others[0])[0][None].to(default_device())
@@ -57,7 +62,7 @@ def audited(spec: RunSpec, store: Store) -> RunSpec:
             models.append(ModelSpec(source=SOURCE, name=net.key, label=label, args={"store": store.path}))
             store.write_json(_place(net.key), _card(planned.study, net))
     if not models:
-        raise UserError("membership: none of the victims can be attacked; put none among its poison and defenses")
+        raise UserError("membership: none of the victims has a gradient to attack it by; put none among its defenses")
     args: dict[str, Any] = {key: value for key, value in spec.data.args.items() if key not in ("limit", "only")} | {
         "only": list(others)
     }

@@ -66,7 +66,7 @@ def make(study: Study, net: Net) -> tuple[Segmenter, NetTrainer]:
         seed_of(study.seed, net.name),
         training_images(data, net.poison, inside, study.seed),
         inside,
-        split.population,
+        split.reference,
         split.units,
         store.read_json(note)["trained"] if store.has(note) else (),
     )

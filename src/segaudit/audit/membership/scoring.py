@@ -140,9 +140,8 @@ def _experiment(
 
 def _target(data: Dataset, ids: Sequence[str]) -> Ints:
     """The pixels of each class in each image's mask, N x K."""
-    labels = [data.sample(name)[1] for name in ids]
-    count = len(data.class_names)
-    return np.stack([torch.bincount(own[own != VOID], minlength=count).numpy() for own in labels]).astype(np.int64)
+    masks, count = (data.sample(name)[1] for name in ids), len(data.class_names)
+    return np.stack([torch.bincount(own[own != VOID], minlength=count).numpy() for own in masks]).astype(np.int64)
 
 
 class _Asked(Exception):

@@ -16,6 +16,8 @@ from segaudit.training.loop import Schedule
 
 NONE = Tuned(name="none")
 """No defense."""
+LEAST_SIZE = 2
+"""Members that there must be: some to learn from, and others to try."""
 CLEAN = PoisonSpec(trigger="none")
 """No poison."""
 ATTACK_HANDED = ("experiment", "rng", "members")
@@ -66,7 +68,7 @@ class Membership(Strict):
 
     victim: list[ModelSpec] = Field(min_length=1)
     shadow: ModelSpec | None = None
-    train_size: int | None = Field(None, ge=1)
+    train_size: int | None = Field(None, ge=LEAST_SIZE)
     unit: Literal["image", "group", "order"] | None = None
     clip: int | None = Field(None, ge=1)
     shadows: int = Field(1, ge=0)

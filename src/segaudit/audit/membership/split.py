@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segaudit.audit.membership.clips import clips
-from segaudit.audit.membership.spec import Membership
+from segaudit.audit.membership.spec import LEAST_SIZE, Membership
 from segaudit.data.base import Dataset
 from segaudit.types import UserError
 
@@ -24,8 +24,9 @@ class Split:
     """The images of an experiment, each list in the order of the data set.
 
     candidates: half of them are members. members: those, which the victim was trained on unless they were only drawn.
-    own: what the victim was trained on in that case. shadow: the attacker's half of the data. population: what no
-    network is trained on. units: image -> what it is in or out with. inside: network -> the images it is trained on.
+    own: what the victim was trained on in that case. shadow: the attacker's half of the data. reference, population:
+    the rest, halved: what a defense may learn from besides, and what no network is trained on. units: image -> what it
+    is in or out with. inside: network -> the images it is trained on.
     """
 
     unit: str
@@ -33,6 +34,7 @@ class Split:
     members: tuple[str, ...]
     own: tuple[str, ...]
     shadow: tuple[str, ...]
+    reference: tuple[str, ...]
     population: tuple[str, ...]
     units: Mapping[str, str]
     inside: Mapping[str, tuple[str, ...]]
@@ -40,7 +42,7 @@ class Split:
     @property
     def ids(self) -> tuple[str, ...]:
         """All images that have a role."""
-        return self.candidates + self.own + self.shadow + self.population
+        return self.candidates + self.own + self.shadow + self.reference + self.population
 
     def outside(self, network: str) -> tuple[str, ...]:
         """As many images like those that a network is trained on, which it is not."""
@@ -51,7 +53,8 @@ class Split:
     def columns(self) -> dict[str, list[Any]]:
         """As a table: a row an image, a column of booleans for each network."""
         roles = dict.fromkeys(self.candidates, "candidate") | dict.fromkeys(self.own, "own")
-        roles |= dict.fromkeys(self.shadow, "shadow") | dict.fromkeys(self.population, "population")
+        roles |= dict.fromkeys(self.shadow, "shadow") | dict.fromkeys(self.reference, "reference")
+        roles |= dict.fromkeys(self.population, "population")
         drawn, rows = set(self.members), {name: set(ids) for name, ids in self.inside.items()}
         table: dict[str, list[Any]] = {"id": list(roles), "role": list(roles.values())}
         table |= {"unit": [self.units[name] for name in roles], "member": [name in drawn for name in roles]}
@@ -67,6 +70,7 @@ class Split:
             "members": len(self.members),
             "others": len(self.candidates) - len(self.members),
             "shadow_members": len(first),
+            "reference": len(self.reference),
             "population": len(self.population),
             "shadows": networks.count(SHADOW),
             "references": networks.count(REFERENCE),
@@ -98,7 +102,9 @@ def split(data: Dataset, asked: Membership, seed: int) -> Split:
         inside[f"{SHADOW}/{number}"] = shadow[:size] if unit == "order" and not number else drawn
     for number in range(asked.references):
         inside[f"{REFERENCE}/{number}"] = _paired(candidates, units, seed, REFERENCE, number)
-    return Split(unit, candidates, members, found["own"], shadow, found[""], units, inside)
+    reference = _half(found[""], units, seed, "rest", level=True)
+    population = tuple(name for name in found[""] if name not in set(reference))
+    return Split(unit, candidates, members, found["own"], shadow, reference, population, units, inside)
 
 
 def _units(data: Dataset, asked: Membership) -> tuple[dict[str, str], str]:
@@ -119,12 +125,13 @@ def _size(count: int, asked: Membership) -> tuple[int, int]:
     """How many members there are, and of how many parts of twice as many the pool is."""
     parts = asked.parts
     size = asked.train_size or count // (parts + 1)
-    if size < 1 or parts * size > count:
+    if count < LEAST_SIZE * parts or (asked.train_size is None and size < LEAST_SIZE):
+        least = parts + (asked.train_size is None)
+        raise UserError(f"membership: there are {count} images, too few to be split; it takes {LEAST_SIZE * least}")
+    if parts * size > count:
         raise UserError(
-            f"membership: train_size {size} takes {parts * max(1, size)} images ({parts} times as many), and the data "
+            f"membership: train_size {size} takes {parts * size} images ({parts} times as many), and the data "
             f"have {count}; give at most {count // parts}, or more data"
-            if size
-            else f"membership: there are {count} images, too few to be split in {parts}"
         )
     return size, 2 if asked.shadows else 1
 

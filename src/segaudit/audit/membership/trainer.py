@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from segaudit import registry
 from segaudit.audit import build
 from segaudit.audit.keys import Contents, code_digest, model_content, part_content, shortened
 from segaudit.audit.membership.images import Chosen
+from segaudit.audit.membership.kept import MEND
 from segaudit.audit.membership.spec import Training
 from segaudit.audit.parts import ModelSpec
 from segaudit.audit.recipe import Recipe
@@ -30,10 +32,11 @@ from segaudit.nn.precision import default_device, resolve
 from segaudit.paths import expand
 from segaudit.privacy.experiment import Samples
 from segaudit.training import loop
-from segaudit.types import Segmenter
+from segaudit.types import Segmenter, UserError
 
 VERSION = 1
 """Raised by hand when the code trains something else for the same key."""
+AGAIN = "mend that and give the same command again: what is finished is kept"
 
 
 class NetTrainer:
@@ -92,7 +95,7 @@ class NetTrainer:
                 "version": VERSION,
                 "images": images.digest(),
                 "model": model_content(self._model, Contents(models={self._model.title(): build.digest(model)})),
-                "recipe": _recipe_content(own),
+                "recipe": recipe_content(own),
                 "schedule": asdict(asked),
                 "adapt": _code(adapt),
                 "given": {name: self._named(value, images) for name, value in (given or {}).items()},
@@ -152,9 +155,9 @@ class NetTrainer:
             yield None
             return
         local = "file" in self._store.files.protocol
-        folder = Path(self._store.root if local else tempfile.gettempdir(), "nets", f"{key}.training")
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / "lock"):
+        folder = Path(self._store.root, "nets") if local else _own_place()
+        folder /= f"{key}.training"
+        with _room(folder), _alone(folder / "lock"):
             yield None if self._store.has(_place(key)) else folder
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -172,10 +175,13 @@ class NetTrainer:
     def _fill(self, model: Segmenter, key: str) -> dict[str, Any]:
         """The kept weights into a network, so that one is the same whether it was trained here or not; its card."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{key}.safetensors"
+            path, place = Path(folder) / f"{key}.safetensors", f"{self._store.path}/{_place(key)}"
             path.write_bytes(self._store.read(_place(key)))
-            tensors, card = weights.read(path)
-            weights.fill(_net(model), tensors, path)
+            try:
+                tensors, card = weights.read(path)
+            except UserError as error:
+                raise UserError(f"{str(error).replace(str(path), place)}; {MEND}") from error
+            weights.fill(_net(model), tensors, place)
         model.eval().requires_grad_(False)
         model.to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         return card
@@ -185,15 +191,41 @@ def _place(key: str) -> str:
     return f"nets/{key}.safetensors"
 
 
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Make a folder to train in. Raises UserError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(folder)):
+            raise  # of another file
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {AGAIN}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) or "Reader" in str(error):
+            raise
+        raise UserError(f"{folder}: a checkpoint cannot be written (no room is left?); {AGAIN}") from error
+
+
+def _own_place() -> Path:
+    """Where a user's networks are trained whose store is elsewhere: others on this machine have places of their own."""
+    folder = Path(tempfile.gettempdir(), f"segaudit-{os.getuid() if hasattr(os, 'getuid') else 'nets'}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def _net(model: Segmenter) -> nn.Module:
     return model.net if isinstance(model, Wrapped) else model
 
 
-def _recipe_content(recipe: Recipe) -> dict[str, Any]:
-    """A recipe with its arguments, and the weights of the models among them."""
+def recipe_content(recipe: Recipe) -> dict[str, Any]:
+    """A recipe with its arguments, and the code and weights of the parts among them."""
     named = [part.weights for part in recipe.parts() if isinstance(part, ModelSpec) and part.weights is not None]
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in map(expand, named) if path.is_file()]
-    return part_content("recipe", recipe) | ({"weights": files} if files else {})
+    names = [name for part in recipe.parts() for name in (getattr(part, "source", None), part.name) if name is not None]
+    code = [code_digest(path) for path in map(registry.source_file, names) if path is not None]
+    own = {key: found for key, found in (("weights", files), ("code", code)) if found}
+    return part_content("recipe", recipe) | own
 
 
 def _code(name: str | None) -> Any:
@@ -211,5 +243,6 @@ def _alone(path: Path) -> Iterator[None]:
             yield
             return
         file = stack.enter_context(path.open("w"))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # not on every network share
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -49,11 +49,11 @@ def work(step: Step) -> None:
 
 
 def steps(planned: Plan | None) -> list[Step]:
-    """All steps of a plan."""
+    """All steps of a plan, each once: without shadows and references an attacker who knows has no more than another."""
     if planned is None:
         return []
     every: list[Net | Trigger | Scoring] = [*planned.nets, *planned.triggers, *planned.scorings]
-    return [Step(planned.study, what) for what in every]
+    return [Step(planned.study, what) for what in {_place(what): what for what in every}.values()]
 
 
 def pending(planned: Plan | None, store: Store) -> list[Step]:

@@ -36,15 +36,20 @@ def shadows_of(experiment: Experiment, attack: str) -> tuple[Shadow, ...]:
     return found
 
 
-def told(shadows: Sequence[Shadow], of: Callable[[Mapping[str, Floats]], Floats]) -> tuple[Floats, Bools]:
+def told(shadows: Sequence[Shadow], attack: str, of: Callable[[Mapping[str, Floats]], Floats]) -> tuple[Floats, Bools]:
     """What `of` makes of the signals of all images of some shadows, M or M x F, and who of them is inside, M.
 
-    Images for which it is nan, those without a valid pixel, are left out.
+    Images for which it is nan, those without a valid pixel, are left out. Raises UserError where a side has no other.
     """
     sides = [(shadow.asked, ids, own) for shadow in shadows for ids, own in ((shadow.inside, 1), (shadow.outside, 0))]
     parts = [of(asked.signals(ids)) for asked, ids, _ in sides]
     values, member = np.concatenate(parts), np.repeat([own for *_, own in sides], [len(part) for part in parts]) == 1
     known = ~np.isnan(values).reshape(len(values), -1).any(1)
+    if len(set(member[known].tolist())) < 2:
+        raise UserError(
+            f"membership attack {attack!r} learns from the shadows' images, and of those trained on, or of the others, "
+            "none has a valid pixel: look at the masks of the data set"
+        )
     return values[known], member[known]
 
 

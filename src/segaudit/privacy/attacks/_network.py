@@ -28,42 +28,30 @@ FAINT = 1e-6
 class AttackNet(nn.Module):
     """Maps N x C x H x W in [0, 1], of any size -> N x 2 x 1 x 1: logits of no member and of member.
 
-    A residual network of three stages, the first at a quarter of the rows and columns. It sees each value and its
-    logarithm, in which sure pixels still differ; its norms are over the batch, as one over an image would take away how
-    sure the whole image is.
-    width: channels of the first stage, twice and four times as many in the others.
-    Source: He et al. 2016 (the blocks), much smaller.
+    It sees each value and its logarithm, in which sure pixels still differ; a linear layer weighs their means over the
+    places, those of `width` features of a pixel, and of as many of its 3 x 3 neighbours. It is that shallow because the
+    maps are a few hundred: residual stages learn them by heart and miss what the mean loss alone tells. Its norms are
+    over the batch, as one over an image would take away how sure the whole image is.
+    Source: Lin et al. 2014 (features of pixels, and their means).
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        stem = nn.Conv2d(2 * channels, width, 3, stride=2, padding=1, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True))
-        self.body = nn.Sequential(_Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2))
-        self.head = nn.Conv2d(8 * width, 2, 1)
+        self.pixel, self.around = _features(2 * channels, width, 1, 1), _features(2 * channels, width, 3, 2)
+        self.norm = nn.BatchNorm2d(2 * (channels + width))
+        self.head = nn.Conv2d(2 * (channels + width), 2, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         """The two logits."""
         seen = torch.cat([maps, 1 + (maps + FAINT).log() / -np.log(FAINT)], 1)
-        features = self.body(self.stem(seen))
-        both = [features.mean((2, 3), keepdim=True), features.amax((2, 3), keepdim=True)]
-        found: Tensor = self.head(torch.cat(both, 1))
+        means = [own.mean((2, 3), keepdim=True) for own in (seen, self.pixel(seen), self.around(seen))]
+        found: Tensor = self.head(self.norm(torch.cat(means, 1)))
         return found
 
 
-class _Block(nn.Module):
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(entering, leaving, 3, stride=stride, padding=1, bias=False)
-        self.second = nn.Conv2d(leaving, leaving, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(leaving), nn.BatchNorm2d(leaving)])
-        same = stride == 1 and entering == leaving
-        self.short = nn.Identity() if same else nn.Conv2d(entering, leaving, 1, stride=stride, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        inner = self.norms[0](self.first(features)).relu()
-        made: Tensor = (self.norms[1](self.second(inner)) + self.short(features)).relu()
-        return made
+def _features(entering: int, leaving: int, side: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(entering, leaving, side, stride=stride, padding=side // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(leaving), nn.ReLU())
 
 
 def tried(
@@ -160,7 +148,24 @@ def _learnt(
         torch.manual_seed(seed)
         net = AttackNet(maps[0].shape[0], width)
         fit(net, _Kept(maps, member), None, standard, schedule, Path(folder))
+    _settle(net, maps if crop is None else _cut(maps, crop, ImageStreams(seed, [str(i) for i in range(len(maps))])))
     return net
+
+
+@torch.no_grad()
+def _settle(net: AttackNet, maps: Sequence[Tensor]) -> None:
+    """Let the norms know all maps of the training by the weights that it came to, in place of a fading mean.
+
+    After few steps that mean still holds what the norms began with, and the threshold is off.
+    """
+    for norm in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of the batches
+    device = next(net.parameters()).device
+    net.train()
+    for rows in torch.arange(len(maps)).tensor_split(-(-len(maps) // 32)):
+        net(torch.stack([maps[row] for row in rows.tolist()]).to(device))
+    net.eval()
 
 
 @torch.no_grad()

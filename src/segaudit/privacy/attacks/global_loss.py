@@ -8,6 +8,8 @@ from torch import Generator
 from segaudit.privacy.attacks._evidence import settled, shadows_of, told
 from segaudit.privacy.experiment import Experiment, Scored
 
+NAME = "global_loss"
+
 
 def global_loss(experiment: Experiment, *, rng: Generator) -> Scored:
     """Global loss: a member is who has at most the mean loss of the shadows on their own training images.
@@ -16,6 +18,6 @@ def global_loss(experiment: Experiment, *, rng: Generator) -> Scored:
     An image without a valid pixel scores the threshold. Raises UserError without shadows.
     Source: Yeom et al. 2018; on segmentation Chobola et al. 2022.
     """
-    losses, inside = told(shadows_of(experiment, "global_loss"), lambda signals: signals["loss"])
+    losses, inside = told(shadows_of(experiment, NAME), NAME, lambda signals: signals["loss"])
     threshold = float(np.nextafter(-losses[inside].mean(), -np.inf))  # a loss equal to the mean is a member's
     return Scored(settled(-experiment.victim.signals(experiment.candidates)["loss"], threshold), threshold)

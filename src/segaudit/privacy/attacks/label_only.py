@@ -29,7 +29,7 @@ def label_only(experiment: Experiment, *, rng: Generator, signal: str = "both") 
     threshold = None
     shadows = [shadow for shadow in experiment.shadows if shadow.inside and shadow.outside]
     if shadows:
-        threshold = best_cut(*told(shadows, lambda signals: _fit(signals, signal)))
+        threshold = best_cut(*told(shadows, NAME, lambda signals: _fit(signals, signal)))
     return Scored(settled(_fit(experiment.victim.signals(experiment.candidates), signal), threshold), threshold)
 
 

@@ -25,9 +25,9 @@ def loss_map(
     patch: int = 64,
     patches: int = 8,
     width: int = 16,
-    epochs: int = 20,
+    epochs: int = 10,
     batch: int = 16,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     side: int = 256,
 ) -> Scored:
     """Loss map: a network sees the loss of each pixel as an image, in random patches, and learns on the shadows' maps.
@@ -68,9 +68,9 @@ def _checked(
     patch: Any = 64,
     patches: Any = 8,
     width: Any = 16,
-    epochs: Any = 20,
+    epochs: Any = 10,
     batch: Any = 16,
-    lr: Any = 1e-3,
+    lr: Any = 1e-2,
     side: Any = 256,
     **_: Any,
 ) -> None:

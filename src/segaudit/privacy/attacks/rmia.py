@@ -13,6 +13,8 @@ from segaudit.privacy.experiment import Experiment, Scored
 from segaudit.types import Floats, UserError
 
 NAME = "rmia"
+FINE = 1e-9
+"""How much of a score tells apart images that beat as many of the population."""
 
 
 def rmia(
@@ -21,9 +23,11 @@ def rmia(
     """RMIA: against how many images of the population does the network know this one better than expected.
 
     The share of the population's z with (Pr(x | victim) / Pr(x)) / (Pr(z | victim) / Pr(z)) > gamma, in [0, 1]; it only
-    ranks. Pr(x | net) is exp of the mean log p of the pixels' classes, never their product. Pr(x) is the mean of the
-    mean of networks that had x and that of networks that had not; Pr(z) the mean of all, as none had it. offline: of
-    networks without x or z alone, Pr = ((1 + a) mean + 1 - a) / 2, for both. a: from 0 to 1. gamma: above 0.
+    ranks. It rises with x's own ratio, so of images with equal shares that with the larger ratio scores higher by up to
+    `FINE`: by a small population alone many would tie at 1, others than members too. Pr(x | net) is exp of the mean
+    log p of the pixels' classes, never their product. Pr(x) is the mean of the mean of networks that had x and that of
+    networks that had not; Pr(z) the mean of all, as none had it. offline: of networks without x or z alone,
+    Pr = ((1 + a) mean + 1 - a) / 2, for both. a: from 0 to 1. gamma: above 0.
     An image without a valid pixel, or with fewer than two networks on a side, scores the median of the others.
     Raises UserError for other numbers, and without a population or enough references.
     Source: Zarifzadeh et al. 2024; the mean over the pixels is ours.
@@ -49,7 +53,7 @@ def rmia(
     ratio_z = ratio_z[~np.isnan(ratio_z)]
     if not len(ratio_z):
         raise UserError(f"membership attack {NAME!r}: no image of the population has a valid pixel")
-    scores = (ratio_x[:, None] / ratio_z > gamma).mean(1)
+    scores = (ratio_x[:, None] / ratio_z > gamma).mean(1) * (1 - FINE) + FINE * ratio_x / (1 + ratio_x)
     return Scored(settled(np.where(enough & ~np.isnan(ratio_x), scores, np.nan)), None)
 
 

@@ -31,7 +31,7 @@ def statistics(experiment: Experiment, *, rng: Generator, learner: str = "logist
     _checked(learner=learner)
     shadows = shadows_of(experiment, NAME)
     model = _model(learner, seed_of(rng))
-    model.fit(*told(shadows, _features))
+    model.fit(*told(shadows, NAME, _features))
     found = _features(experiment.victim.signals(experiment.candidates))
     seen = ~np.isnan(found).any(1)
     scores = np.full(len(found), np.nan)

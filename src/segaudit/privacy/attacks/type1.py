@@ -18,16 +18,16 @@ def type1(
     *,
     rng: Generator,
     width: int = 16,
-    epochs: int = 20,
+    epochs: int = 10,
     batch: int = 16,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     side: int = 128,
 ) -> Scored:
     """Type I: a network learns on the shadows' softmax maps who was trained on; it sees the output alone.
 
-    width: channels of its first stage. side: maps that are larger are averaged down to so many rows and columns.
-    epochs, batch, lr: of its training. The score is its log-odds of a member, the threshold 0. What it says of an image
-    without a valid pixel is as good as of any: it needs no mask.
+    width: its features of a pixel, and of its neighbours. side: maps that are larger are averaged down to so many rows
+    and columns. epochs, batch, lr: of its training. The score is its log-odds of a member, the threshold 0. What it
+    says of an image without a valid pixel is as good as of any: it needs no mask.
     Raises UserError without shadows and for numbers out of range.
     Source: Chobola et al. 2022 (Type-I attack); Shokri et al. 2017 (shadows).
     """
@@ -41,7 +41,7 @@ def softmax(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.softmax(0)
 
 
-def _checked(*, width: Any = 16, epochs: Any = 20, batch: Any = 16, lr: Any = 1e-3, side: Any = 128, **_: Any) -> None:
+def _checked(*, width: Any = 16, epochs: Any = 10, batch: Any = 16, lr: Any = 1e-2, side: Any = 128, **_: Any) -> None:
     check.learner(NAME, width=width, epochs=epochs, batch=batch, lr=lr, side=side)
 
 

@@ -22,9 +22,9 @@ def type2(
     *,
     rng: Generator,
     width: int = 16,
-    epochs: int = 20,
+    epochs: int = 10,
     batch: int = 16,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     side: int = 128,
 ) -> Scored:
     """Type II: as Type I, and the network sees the true mask beside the softmax, a channel a class.
@@ -47,7 +47,7 @@ def beside(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([logits.softmax(0), mask.to(logits), losses(logits, labels)[:1]])
 
 
-def _checked(*, width: Any = 16, epochs: Any = 20, batch: Any = 16, lr: Any = 1e-3, side: Any = 128, **_: Any) -> None:
+def _checked(*, width: Any = 16, epochs: Any = 10, batch: Any = 16, lr: Any = 1e-2, side: Any = 128, **_: Any) -> None:
     check.learner(NAME, width=width, epochs=epochs, batch=batch, lr=lr, side=side)
 
 

@@ -36,6 +36,7 @@ def dp(
     _checked(epsilon=epsilon, delta=delta, norm=norm, lr=lr, unit=unit, noise=noise, accountant=accountant)
     members, own = trainer.members, dict(check.loss_of(trainer))
     own["image_dice"] = own.pop("dice", 0.0)
+    recipe.check(**own)  # type: ignore[attr-defined]  # epsilon knows of no weights counted on members
     rate: dict[str, Any] = {} if lr is None else {"lr": lr}
     asked: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "noise": noise, "accountant": accountant}
     units = tuple((name, trainer.units[name]) for name in members) if unit == "group" else ()
