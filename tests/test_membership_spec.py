@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from membership_kit import content, write
-from segaudit import cli
+from segaudit import cli, running
 from segaudit.audit import parts
 from segaudit.audit.membership import command
 from segaudit.audit.spec import RunSpec
@@ -145,7 +145,7 @@ def test_the_flags_of_the_command_are_a_spec(tmp_path: Path) -> None:
 
 def test_the_command_runs_the_spec_that_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cli, "_run", lambda *own: ran.append(own))
+    monkeypatch.setattr(running, "run", lambda *own: ran.append(own))
     flags = [
         "--victim",
         "resnet18",

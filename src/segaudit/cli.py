@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from segaudit import __version__, registry
+from segaudit import __version__, registry, running
 from segaudit.types import UserError
-
-if TYPE_CHECKING:
-    from segaudit.audit.spec import RunSpec
 
 app = typer.Typer(
     name="segaudit",
@@ -54,7 +48,7 @@ def _root(
 @app.command()
 def demo(out: Out = None, workers: Workers = None) -> None:
     """A whole small audit of the bundled models on the embedded scenes, and its page."""
-    _run(DEMO, out, workers, None, None)
+    running.run(DEMO, out, workers, None, None)
 
 
 @app.command()
@@ -66,13 +60,13 @@ def run(
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or `local`.")] = None,
 ) -> None:
     """Audit models: the main job. The same command resumes."""
-    _run(spec, out, workers, ray, limit)
+    running.run(spec, out, workers, ray, limit)
 
 
 @app.command()
 def report(path: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")]) -> None:
     """Build the page of a run again, from its store alone."""
-    print(_report(path))
+    print(running.report(path))
 
 
 @app.command()
@@ -168,7 +162,7 @@ def scaling(
     from segaudit.report import grid
     from segaudit.report import scaling as told
 
-    asked = _read(spec, limit)
+    asked = running.read(spec, limit)
     block = resizing.changed(
         asked.scaling,
         library=library,
@@ -178,7 +172,7 @@ def scaling(
         guards=guard,
         detectors=detector,
     )
-    with _bar("hiding") as (bar, task):
+    with running.bar("hiding") as (bar, task):
         rows = room.scale_spec(
             asked,
             block,
@@ -204,7 +198,7 @@ def train(
 
     asked = room.read(spec)
     folder = out or Path("runs") / asked.name
-    with _bar("training") as (bar, task):
+    with running.bar("training") as (bar, task):
 
         def tell(step: Step) -> None:
             score = f" mIoU {step.miou:.3f}" if step.miou is not None else ""
@@ -247,7 +241,7 @@ def membership(
         triggerval, poison, size, epochs,
     )  # fmt: skip
     out = out or f"runs/{made['name']}"
-    _run(command.write(made, out), out, workers, None, None)
+    running.run(command.write(made, out), out, workers, None, None)
 
 
 @app.command("list")
@@ -261,58 +255,6 @@ def list_parts(kind: Annotated[str, typer.Argument(help=", ".join(KINDS))]) -> N
     for name, line, source in registry.describe(KINDS[kind]):
         rows.add_row(name, line.removesuffix("."), source.removesuffix("."))
     Console().print(rows)
-
-
-def _run(path: Path, out: str | None, workers: int | None, ray: str | None, limit: int | None) -> None:
-    from segaudit.audit import execute
-    from segaudit.audit.run import run
-
-    spec = _read(path, limit)
-    out = out or f"runs/{spec.name}"
-    count = workers or execute.default_workers()
-    executor = execute.on_ray(ray) if ray else execute.local(count)
-    with _bar("auditing") as (bar, task):
-        run(
-            spec,
-            out,
-            executor,
-            f"ray {ray}" if ray else f"{count} local workers",
-            lambda done, total: bar.update(task, completed=done, total=total, description=f"part {done}/{total}"),
-        )
-    print(_report(out))
-
-
-def _read(path: Path, limit: int | None) -> RunSpec:
-    """A run's spec, with only so many images."""
-    from segaudit.audit import parts
-    from segaudit.audit.spec import RunSpec
-
-    spec = parts.read(RunSpec, path)
-    if limit is None:
-        return spec
-    if spec.membership is not None:
-        spec = spec.model_copy(update={"membership": spec.membership.of(limit)})
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"args": spec.data.args | {"limit": limit}})})
-
-
-def _report(path: str) -> str:
-    """Write the page of a run; returns where it is."""
-    from segaudit.audit.run import results
-    from segaudit.audit.store import Store
-    from segaudit.report.page import page
-
-    store = Store(path)
-    store.write("report/index.html", page(results(path)).encode())
-    return f"{store.path}/report/index.html"
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr, silent where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
-        yield bar, bar.add_task(what, total=None)
 
 
 class _Debug:
