@@ -277,7 +277,7 @@ def test_outside_of_training_the_weights_are_running_means() -> None:
     for i in range(1, 4):
         with torch.no_grad():
             weight += 1
-        own.track()
+        own.track(5)
         decay = min(0.5, (1 + i) / (10 + i))
         wanted = decay * wanted + (1 - decay) * weight.detach()
     torch.testing.assert_close(own.mean.get_buffer("conv_in/bias"), wanted, rtol=0, atol=1e-12)
@@ -289,6 +289,17 @@ def test_outside_of_training_the_weights_are_running_means() -> None:
     torch.testing.assert_close(own.noise(x, 3), told, rtol=0, atol=1e-10)
     assert not any("/" in key for key in net(ema=0).state_dict())
     assert sum(p.numel() for p in own.parameters()) == sum(p.numel() for p in own.unet.parameters())
+
+
+def test_a_defense_goes_no_further_into_the_process_than_was_trained(tmp_path: Path) -> None:
+    own = net()
+    defense(Mirror(), purifier=own, share=1.0, steps=2)  # nobody knows of one that came untrained
+    fit(own.float(), Drawn("segmentation", 4, 1), None, partial(diffusion, share=0.2), schedule(batch=2), tmp_path)
+    again = net()
+    again.load_state_dict(own.state_dict())
+    defense(Mirror(), purifier=again, share=0.2, steps=2)
+    with pytest.raises(UserError, match=r"trained on the first 0\.2 of the process, and share is 0\.22; lower it"):
+        defense(Mirror(), purifier=again, share=0.22, steps=2)
 
 
 def test_what_another_recipe_trains_is_what_is_used(tmp_path: Path) -> None:

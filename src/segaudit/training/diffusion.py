@@ -27,7 +27,7 @@ def diffusion(model: nn.Module, batch: Batch, *, rng: Streams, share: float = 1.
     _check(share=share)
     net = _diffuses(model)
     if net.training:
-        net.track()
+        net.track(net.level(share))
     levels = 1 + rng.child("level").integers(net.level(share)).to(batch.images.device)
     noise = rng.child("noise").normal(batch.images)
     told: Tensor = net.noise(net.noised(batch.images, levels, noise), levels)

@@ -42,6 +42,8 @@ class Diffusion(Purifier):
 
     random = True
     alphas: Tensor
+    reached: Tensor
+    """The highest level that it was trained on; 0 before."""
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Diffusion(Purifier):
             norm_num_groups=GROUPS,
             attention_head_dim=GROUPS,
         )
+        self.register_buffer("reached", torch.zeros((), dtype=torch.int64))
         self.mean = nn.Module()  # its names: a buffer's may hold no dot
         self.mean.register_buffer("count", torch.zeros((), dtype=torch.int64))
         for name, weight in self.unet.named_parameters() if ema else ():
@@ -87,10 +90,10 @@ class Diffusion(Purifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Purified images N x C x H x W."""
-        if self.training:
-            self.track()  # any recipe may train it
         streams = streams_of(images)
         path = self.path(SHARE, min(STEPS, self.level(SHARE)))
+        if self.training:
+            self.track(path[0])  # any recipe may train it
         x = self.noised(images, path[0], streams.normal(images.detach()))
         for level, to in pairwise(path):
             x = self.back(x, level, to, streams.normal(x.detach()) if to else None)
@@ -141,8 +144,12 @@ class Diffusion(Purifier):
         return (x + 1) / 2
 
     @torch.no_grad()
-    def track(self) -> None:
-        """Take the weights as they are now into their running means; at first a mean forgets faster."""
+    def track(self, level: int) -> None:
+        """Take the weights as they are now into their running means; at first a mean forgets faster.
+
+        level: the highest that they learn on.
+        """
+        self.reached.clamp_(min=level)
         if not self.ema:
             return
         count = int(self.mean.get_buffer("count").add_(1))
