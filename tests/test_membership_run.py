@@ -385,6 +385,12 @@ def test_what_is_damaged_or_cannot_be_written_is_named_and_the_mend_works(
         with pytest.raises(UserError, match=rf"{path}: is not a whole table .*; remove the file"):
             results(str(out))
         path.write_bytes(whole_file)
+    (note,) = (path for path in (out / "networks").glob("*.json") if "card" not in path.name)
+    whole_note = note.read_text()
+    note.write_text("{}")
+    with pytest.raises(UserError, match=rf"{note}: has no facts; remove the file"):
+        results(str(out))
+    note.write_text(whole_note)
     (path,) = (out / "signals").glob("*.parquet")
     path.unlink()
     (kept,) = (out / "nets").glob("*.safetensors")

@@ -41,6 +41,10 @@ def refusal(folder: Path, made: dict[str, Any]) -> str:
         ({"training": {"augment": {"flipp": True}}}, "augment has no 'flipp' (did you mean 'flip'?)"),
         ({"training": {"recipe": "vae"}}, "recipe 'vae' trains a purifier"),
         ({"training": {"recipe": {"name": "standard", "dise": 1}}}, "did you mean 'dice'?"),
+        (
+            {"training": {"recipe": {"name": "standard", "class_weights": "balanced"}}, "defenses": ["none", "dp"]},
+            "recipe private: class_weights 'balanced' tell of the private images",
+        ),
         ({"attacks": ["lirra"]}, "no membership is called 'lirra' (did you mean 'lira'?)"),
         ({"attacks": [{"name": "rmia", "gama": 2}]}, "(did you mean 'gamma'?)"),
         ({"attacks": [{"name": "rmia", "gamma": -2}]}, "gamma must be a number above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from torch import nn
 from segaudit import cli
 from segaudit.attacks.pgd import pgd
 from segaudit.audit import build, parts
+from segaudit.audit.recipe import Recipe
 from segaudit.audit.train import TrainSpec, card_of, read, train
 from segaudit.models import weights
 from segaudit.rng import ImageStreams
+from segaudit.training.budget import budget
+from segaudit.training.loop import Schedule
+from segaudit.training.private import private
+from segaudit.training.standard import standard
 from segaudit.types import UserError
 from train_kit import Drawn, batch_of, equal, net
 
@@ -40,6 +46,18 @@ def content(**over: Any) -> dict[str, Any]:
 def save(path: Path, made: Any) -> Path:
     path.write_text(yaml.safe_dump(made))
     return path
+
+
+def test_the_card_of_a_private_training_says_what_it_promises() -> None:
+    ids, own = tuple(map(str, range(40))), Schedule(epochs=3, batch=4)
+    halves = [(name, str(int(name) // 2)) for name in ids]
+    for args, units in (({}, 40), ({"epsilon": 3.0, "units": halves}, 20), ({"noise": False}, 40)):
+        asked = Recipe(name="private", args=args)
+        said = asked.promise(partial(private, **args), ids, own)["promise"]
+        found = budget(40, units, own, **{"epsilon": 8.5} | {k: v for k, v in args.items() if k != "units"})
+        kept = {"sigma": found.sigma, "epsilon": found.epsilon, "delta": 1 / units}
+        assert said == (kept if args.get("noise", True) else {"sigma": 0.0})
+    assert Recipe(name="standard").promise(partial(standard), ids, own) == {}
 
 
 def test_the_card_makes_the_same_network_again_bit_for_bit(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,11 @@ class Recipe(Tuned):
         if args.get("class_weights") is not None:
             args["class_weights"] = balance.class_weights(args["class_weights"], samples, class_names)
         return partial(registry.load("recipe", self.name), **args)
+
+    def promise(self, made: partial[Tensor], ids: Sequence[str], schedule: loop.Schedule) -> dict[str, Any]:
+        """What a card says that the training gives away at most, where the recipe's function knows: its `promise`."""
+        own: Any = registry.load("recipe", self.name)
+        return {"promise": own.promise(ids, schedule, **made.keywords)} if hasattr(own, "promise") else {}
 
 
 def _read(key: str, value: Any) -> Any:

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from segaudit import registry
 from segaudit.audit import build, log, parts
-from segaudit.audit.parts import ModelSpec, Part, Real, Strict
-from segaudit.audit.recipe import Recipe
+from segaudit.audit.learning import Learning
+from segaudit.audit.parts import ModelSpec, Part, Strict
 from segaudit.data.base import Dataset
 from segaudit.models import purifiers, weights
 from segaudit.models.purifiers import Purifier
@@ -38,25 +38,14 @@ class Sets(Strict):
     val: Part | None = None
 
 
-class TrainSpec(Strict):
-    """What `segaudit train` was asked for; the meaning of each number is `training.loop.Schedule`'s."""
+class TrainSpec(Learning):
+    """What `segaudit train` was asked for."""
 
     name: str
     model: ModelSpec
     data: Sets
-    recipe: Recipe = Recipe(name="standard")
-    epochs: int = Field(60, ge=1)
-    batch: int = Field(8, ge=1)
-    lr: Real = 1e-3
-    weight_decay: Real = 1e-2
-    betas: tuple[Real, Real] = (0.9, 0.999)
-    lr_schedule: Literal["one_cycle", "poly"] = "one_cycle"
-    warmup: Real = 0.1
-    clip: Real = 5.0
     validate_every: int = Field(5, ge=1)
     workers: int = Field(0, ge=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    augment: dict[str, Any] = Field(default_factory=dict)
     save_as: Literal["fp32", "fp16", "int8"] = "fp32"
     seed: int = 0
 
@@ -114,8 +103,7 @@ def train(
     old, of_card = _digests(noted or {}, _spoilt(kept)), _digests(card or {}, UNREADABLE)
     if before is not None and not _same(before, asked):
         raise UserError(f"{folder} holds the training of another spec; give another --out, or remove it")
-    fields = loop.Schedule.__dataclass_fields__
-    schedule = loop.Schedule(**{key: value for key, value in spec if key in fields})
+    schedule = spec.schedule()
     samples = build.dataset(spec.data.train)
     held_out = build.dataset(spec.data.val) if spec.data.val else None
     model = _model(spec, samples)
@@ -135,7 +123,7 @@ def train(
     _keep(kept, began)
     loop.fit(model, samples, held_out, recipe, schedule, folder, tell, judge)
     seconds = round(sum(line["seconds"] for line in loop.history(folder)))
-    made = began | _card(spec, model) | {"seconds": seconds}
+    made = began | _card(spec, model) | {"seconds": seconds} | spec.recipe.promise(recipe, samples.ids, schedule)
     path = folder / "model.safetensors"
     weights.write(net, path, made, DTYPES[spec.save_as])
     score: dict[str, float] = {}

@@ -19,10 +19,14 @@ from segaudit.training import clipping
 from segaudit.training.budget import ACCOUNTANTS, budget
 from segaudit.training.clipping import Losses
 from segaudit.training.course import Course, generator, number
+from segaudit.training.loop import Schedule
 from segaudit.training.standard import standard, weights_of
 from segaudit.types import VOID, Batch, Segmenter, Streams, UserError
 
 Units = Sequence[tuple[str, str]]
+BUDGET = ("epsilon", "delta", "noise", "accountant")
+"""Arguments that decide how much noise there is."""
+EPSILON = 8.5
 
 
 def private(
@@ -30,7 +34,7 @@ def private(
     batch: Batch,
     *,
     rng: Streams,
-    epsilon: float = 8.5,
+    epsilon: float = EPSILON,
     delta: float | None = None,
     norm: float = 2.0,
     units: Units | None = None,
@@ -144,8 +148,7 @@ class _Private(Course):
         loss = {key: given[key] for key in ("class_weights", "label_smoothing", "image_dice")}
         self.losses = partial(image_losses, **loss)
         self._probe()
-        asked = {key: given[key] for key in ("epsilon", "delta", "noise", "accountant")}
-        self.budget = budget(len(ids), len(self.members), self.schedule, **asked)
+        self.budget = budget(len(ids), len(self.members), self.schedule, **{key: given[key] for key in BUDGET})
 
     def rows(self, epoch: int) -> list[list[int]]:
         """Of each step the rows of the units that it drew, a unit's together."""
@@ -210,6 +213,18 @@ class _Private(Course):
 
 
 private.course = _Private  # type: ignore[attr-defined]
+
+
+def _promise(ids: Sequence[str], schedule: Schedule, *, units: Units | None = None, **own: Any) -> dict[str, Any]:
+    """The epsilon and delta of a training on these images, and its sigma; without noise only that this is 0."""
+    given = {key: own[key] for key in BUDGET if key in own}
+    found = budget(
+        len(ids), len({unit for _, unit in units} if units else ids), schedule, **{"epsilon": EPSILON} | given
+    )
+    return {"sigma": found.sigma} | ({"epsilon": found.epsilon, "delta": found.delta} if found.sigma else {})
+
+
+private.promise = _promise  # type: ignore[attr-defined]  # which the card of the weights repeats
 
 
 def _check(

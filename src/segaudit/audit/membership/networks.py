@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from segaudit import registry
 from segaudit.audit.cells import kept as parts
 from segaudit.audit.membership.images import Remembered, training_images
+from segaudit.audit.membership.kept import MEND
 from segaudit.audit.membership.poison_spec import PoisonSpec
 from segaudit.audit.membership.queries import Network
 from segaudit.audit.membership.spec import NONE, Training
@@ -68,7 +70,7 @@ def make(study: Study, net: Net) -> tuple[Segmenter, NetTrainer]:
         inside,
         split.reference,
         split.units,
-        store.read_json(note)["trained"] if store.has(note) else (),
+        noted(store, net.key, "trained") if store.has(note) else (),
     )
     if net.defense == NONE:
         return trainer.fit(inside), trainer
@@ -76,6 +78,14 @@ def make(study: Study, net: Net) -> tuple[Segmenter, NetTrainer]:
     if not isinstance(made, Segmenter):
         raise UserError(f"membership defense {net.defense.name!r} gave a {type(made).__name__}, not a Segmenter")
     return made.to(default_device()).eval(), trainer
+
+
+def noted(store: Store, key: str, what: str) -> Any:
+    """What is noted of a network, its `facts` or what was `trained`. Raises UserError for a note without it."""
+    found = store.read_json(f"networks/{key}.json").get(what)
+    if not isinstance(found, dict if what == "facts" else list):
+        raise UserError(f"{store.path}/networks/{key}.json: has no {what}; {MEND}")
+    return found
 
 
 def asked(study: Study, net: Net) -> Network:

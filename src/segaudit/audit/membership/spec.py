@@ -8,11 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from segaudit import registry
+from segaudit.audit.learning import Learning
 from segaudit.audit.membership.poison_spec import PoisonSpec
-from segaudit.audit.parts import ModelSpec, Part, Real, Strict, Tuned
-from segaudit.audit.recipe import Recipe
+from segaudit.audit.parts import ModelSpec, Part, Strict, Tuned
 from segaudit.privacy.defenses import named
-from segaudit.training.loop import Schedule
 
 NONE = Tuned(name="none")
 """No defense."""
@@ -24,33 +23,16 @@ ATTACK_HANDED = ("experiment", "rng", "members")
 """What a membership attack is handed beside its arguments; `members` only one that sees no network."""
 
 
-class Training(Strict):
+class Training(Learning):
     """How every network of an experiment is trained, unless its defense says otherwise; as of `segaudit train`."""
-
-    recipe: Recipe = Recipe(name="standard")
-    epochs: int = Field(default=60, ge=1)
-    batch: int = Field(default=8, ge=1)
-    lr: Real = 1e-3
-    weight_decay: Real = 1e-2
-    betas: tuple[Real, Real] = (0.9, 0.999)
-    lr_schedule: Literal["one_cycle", "poly"] = "one_cycle"
-    warmup: Real = 0.1
-    clip: Real = 5.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    augment: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> Training:
         self.recipe.check()
         if self.recipe.purifies:
             raise ValueError(f"recipe {self.recipe.name!r} trains a purifier; give one that trains a segmenter")
-        self.schedule(0)
+        self.schedule()
         return self
-
-    def schedule(self, seed: int, **other: Any) -> Schedule:
-        """What the training loop is told, with the fields of `other` in place of these."""
-        own = {key: value for key, value in self if key != "recipe"}
-        return Schedule(**own | {"seed": seed} | other)
 
 
 class Membership(Strict):
@@ -114,6 +96,9 @@ class Membership(Strict):
             if defense != NONE:
                 registry.check_arguments("membership_defense", defense.name, defense.args, ("trainer",))
                 _own_check("membership_defense", defense)
+                taught = getattr(registry.load("membership_defense", defense.name), "check_recipe", None)
+                if taught is not None:
+                    taught(**self.training.recipe.args)
         if any(d != NONE for d in self.defenses) and "adaptive" not in self.threats:
             raise ValueError("threats: a defense is never reported by an oblivious attack alone; add adaptive")
         for what, labels, mend in (

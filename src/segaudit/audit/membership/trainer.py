@@ -62,7 +62,7 @@ class NetTrainer:
     ) -> None:
         self.samples, self.members, self.reference, self.units = samples, members, reference, units
         self.classes, self.args = len(class_names), training.recipe.args
-        self.schedule = training.schedule(seed, precision=resolve(training.precision, default_device()))
+        self.schedule = training.schedule(seed=seed, precision=resolve(training.precision, default_device()))
         self.facts: dict[str, float] = {}
         self.keys: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -86,7 +86,7 @@ class NetTrainer:
         A training that was ended goes on from its last epoch. Raises UserError for what does not fit together.
         """
         own = self._recipe(recipe, args, given or {})
-        asked = self._training.schedule(self.schedule.seed, **{"precision": self.schedule.precision} | schedule)
+        asked = self._training.schedule(**{"seed": self.schedule.seed, "precision": self.schedule.precision} | schedule)
         images = Chosen(self.samples if samples is None else samples, ids)
         model = self._fresh(adapt, asked.seed)
         key = self._found()

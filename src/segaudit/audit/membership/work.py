@@ -115,7 +115,7 @@ def _victim(store: Store, own: Mapping[str, Any], members: list[str], others: li
     def counts(ids: list[str]) -> Counts:
         return Counts(*(table[name][[place[image] for image in ids]] for name in COUNTS))
 
-    facts = store.read_json(f"networks/{own['key']}.json")["facts"]
+    facts = networks.noted(store, own["key"], "facts")
     triggered = {
         word + name: share
         for word, key in own["triggers"].items()

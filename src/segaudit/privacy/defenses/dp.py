@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from segaudit.privacy.defenses import _check as check
@@ -34,9 +35,8 @@ def dp(
     Source: Abadi et al. 2016 (DP-SGD), number 6 of the seven.
     """
     _checked(epsilon=epsilon, delta=delta, norm=norm, lr=lr, unit=unit, noise=noise, accountant=accountant)
-    members, own = trainer.members, dict(check.loss_of(trainer))
-    own["image_dice"] = own.pop("dice", 0.0)
-    recipe.check(**own)  # type: ignore[attr-defined]  # epsilon knows of no weights counted on members
+    members, own = trainer.members, _loss(trainer.args)
+    _checked_recipe(**trainer.args)
     rate: dict[str, Any] = {} if lr is None else {"lr": lr}
     asked: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "noise": noise, "accountant": accountant}
     units = tuple((name, trainer.units[name]) for name in members) if unit == "group" else ()
@@ -63,4 +63,16 @@ def _checked(*, lr: Any = 4e-4, unit: Any = "image", **others: Any) -> None:
     recipe.check(**others)  # type: ignore[attr-defined]
 
 
+def _loss(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss of the experiment's recipe, of each image by itself."""
+    own = {key: value for key, value in args.items() if key in check.LOSS}
+    return own | {"image_dice": own.pop("dice", 0.0)}
+
+
+def _checked_recipe(**args: Any) -> None:
+    """Refuse a loss that tells of the members: epsilon knows of no weights counted on them. Raises UserError."""
+    recipe.check(**_loss(args))  # type: ignore[attr-defined]
+
+
 dp.check = _checked  # type: ignore[attr-defined]  # of what a spec says, before anything is trained
+dp.check_recipe = _checked_recipe  # type: ignore[attr-defined]  # of the experiment's recipe in it
