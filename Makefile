@@ -28,8 +28,13 @@ bench: .venv/ready .venv/peers
 
 # The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
 RESULTS := experiments/results
-DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-masking
+DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-masking camvid-purified kvasir-purified
+DEFENSES += mnist-autoencoder mnist-purified mnist-distillation mnist-inversion mnist-generative cifar10
+# Networks that these need and that are not kept in benchmarks/weights.
+TRAINED := mnist-distilled-teacher mnist-distilled mnist-distilled-twice mnist-cwgan mnist-diffusion
+TRAINED += cifar10-resnet20 cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
 experiments: .venv/ready
+	for s in $(TRAINED); do $(BIN)/segaudit train experiments/train/$$s.yaml || exit 1; done
 	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
 	for q in miou iou_ratio accuracy miou_8bit; do \
 	  $(BIN)/segaudit table runs/camvid-arnab --quantity $$q > $(RESULTS)/camvid-arnab-$$q.md || exit 1; done
@@ -49,6 +54,7 @@ experiments: .venv/ready
 	$(BIN)/python experiments/sea.py
 	$(BIN)/python experiments/asma.py
 	$(BIN)/python experiments/defenses.py $(DEFENSES)
+	$(BIN)/python experiments/generator.py mnist-cwgan
 	$(BIN)/segaudit run experiments/camvid-certified.yaml --out runs/camvid-certified
 	$(BIN)/segaudit table runs/camvid-certified --form certified > $(RESULTS)/camvid-certified.md
 

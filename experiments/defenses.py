@@ -29,11 +29,14 @@ STUDIES = {
     "camvid-transforms": ("miou", "spread", "iou_ratio"),
     "camvid-crf": ("miou", "iou_ratio", "goal_miou", "goal_accuracy"),
     "camvid-masking": ("miou",),
-    "camvid-purifier": ("miou", "accuracy"),
-    "kvasir-purifier": ("miou", "dice"),
-    "mnist-autoencoder": ("accuracy", "spread"),
-    "mnist-purifier": ("accuracy",),
-    "mnist-generative": ("accuracy", "spread"),
+    "camvid-purified": ("miou", "accuracy"),
+    "kvasir-purified": ("miou", "dice"),
+    "mnist-autoencoder": ("accuracy",),
+    "mnist-purified": ("accuracy",),
+    "mnist-generative": ("accuracy",),
+    "mnist-inversion": ("accuracy",),
+    "mnist-distillation": ("accuracy",),
+    "cifar10": ("accuracy",),
 }
 """study -> the quantities whose tables are printed."""
 KNOWS = ("eot=", "gradient=")
@@ -77,7 +80,30 @@ def _tables(found: Results, rows: Sequence[Row], quantities: Sequence[str]) -> s
     ]
     has = {"transfer": any(row.source for row in rows), "defenses": any(row.defense != "none" for row in rows)}
     forms = [*(form for form, here in has.items() if here), "masking"]
-    return "\n".join([*each, *(table(found, form=form) for form in forms)])
+    first = [_beside(found, rows)] if has["defenses"] and _labels(found) else []
+    return "\n".join([*first, *each, *(table(found, form=form) for form in forms)])
+
+
+def _labels(found: Results) -> bool:
+    """Whether the images have one label each."""
+    return bool((found.cells[0][1].counts.target.sum(1) == 1).all())
+
+
+def _beside(found: Results, rows: Sequence[Row]) -> str:
+    """The defenses of classifiers side by side: accuracy under the worst attack of each threat, a line a budget."""
+    body = []
+    attacked = [row for row in rows if row.direct and row.eps is not None]
+    for name, eps in unique((row.name, row.eps) for row in attacked):
+        own = [row for row in attacked if (row.name, row.eps) == (name, eps)]
+        clean = next(row for row in rows if row.clean and row.name == name)
+        worst = {row.threat: min(r.accuracy for r in own if r.threat == row.threat) for row in own}
+        left = (clean.accuracy, worst.get("oblivious", math.nan), worst.get("adaptive", worst.get("white-box")))
+        count = found.parameters.get(clean.defense)
+        told = [clean.model, clean.defense, f"{eps:.3g}", *map(percent, left), f"{clean.scoring:.2g}"]
+        body.append([*told, "-" if count is None else str(count)])
+    head = ["model", "defense", "eps", "clean", "oblivious", "adaptive", "seconds", "parameters"]
+    title = f"{found.name}: accuracy in percent under the worst attack of each threat; seconds an image, with the model"
+    return markdown(Grid(title, head, body, 3))
 
 
 def _matrix(rows: Sequence[Row]) -> str:

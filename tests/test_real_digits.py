@@ -25,7 +25,7 @@ def study():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(EXPERIMENTS.parent)
         prepare_process()
-        spec = parts.read(RunSpec, EXPERIMENTS / "mnist-purifier.yaml")
+        spec = parts.read(RunSpec, EXPERIMENTS / "mnist-purified.yaml")
         data = build.dataset(spec.data.model_copy(update={"args": {**spec.data.args, "limit": None}}))
         bare = build.model(spec.models[0], data.class_names)
         yield bare, build.defended(bare, spec.defenses[1]), data
