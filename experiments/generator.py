@@ -35,7 +35,7 @@ def main() -> None:
     generator: Any = load_purifier(str(folder / "model.safetensors")).eval()
     grid(generator, given.columns).save((given.to / given.name).with_suffix(".png"), optimize=True)
     lines = history(folder)
-    key = next(key for line in lines for key in line if "frechet" in key)
+    key = next(key for line in lines for key in line if "frechet" in key.lower())
     found = {line["epoch"] + 1: line[key] for line in lines if key in line}
     (given.to / given.name).with_suffix(".svg").write_text(
         drawing({key: {given.name: (list(found), list(found.values()))}}, "epochs", log_y=True)
