@@ -25,14 +25,16 @@ bench: .venv/ready .venv/peers
 	$(BIN)/python benchmarks/peers.py pgd segpgd cospgd
 	$(BIN)/python benchmarks/crf.py
 	$(BIN)/python benchmarks/defended.py
+	$(BIN)/python benchmarks/inversion.py
+	$(BIN)/python benchmarks/shadows.py
 
-# The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; a few hours on two cores.
+# The studies of experiments/ on $$SEGAUDIT_DATA, and their tables; some hours on two cores.
 RESULTS := experiments/results
 DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-masking camvid-purified kvasir-purified
-DEFENSES += mnist-autoencoder mnist-purified mnist-distillation mnist-inversion mnist-generative cifar10
+DEFENSES += mnist-autoencoder mnist-purified mnist-distillation mnist-inversion mnist-manifold mnist-generative cifar10
 # Networks that these need and that are not kept in benchmarks/weights.
 TRAINED := mnist-distilled-teacher mnist-distilled mnist-distilled-twice mnist-cwgan mnist-diffusion
-TRAINED += cifar10-resnet20 cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
+TRAINED += kvasir-purifier cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
 experiments: .venv/ready
 	for s in $(TRAINED); do $(BIN)/segaudit train experiments/train/$$s.yaml || exit 1; done
 	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done

@@ -35,6 +35,7 @@ STUDIES = {
     "mnist-purified": ("accuracy",),
     "mnist-generative": ("accuracy",),
     "mnist-inversion": ("accuracy",),
+    "mnist-manifold": ("accuracy",),
     "mnist-distillation": ("accuracy",),
     "cifar10": ("accuracy",),
 }
@@ -146,7 +147,15 @@ def _targeted(row: Row) -> bool:
 
 def _label(row: Row) -> str:
     own = row.defense.partition("(")[2].removesuffix(")").split(", ")
-    return ", ".join([row.threat, *(part for part in own if row.threat == "adaptive" and part.startswith(KNOWS))])
+    network = [_stem(part) for part in own if part.startswith(("purifier=", "generator="))]
+    known = [part for part in own if row.threat == "adaptive" and part.startswith(KNOWS)]
+    return ", ".join([row.threat, *network, *known])
+
+
+def _stem(part: str) -> str:
+    """What a network's weights are called: `runs/NAME/model.safetensors` and `NAME.safetensors` are NAME."""
+    path = Path(part.partition("=")[2])
+    return path.parent.name if path.stem == "model" else path.stem
 
 
 if __name__ == "__main__":

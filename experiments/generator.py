@@ -17,6 +17,7 @@ import torch
 from _svg import drawing
 from PIL import Image
 
+from segaudit.models import weights
 from segaudit.models.purifiers import load_purifier
 from segaudit.training.loop import history
 
@@ -37,6 +38,7 @@ def main() -> None:
     lines = history(folder)
     key = next(key for line in lines for key in line if "frechet" in key.lower())
     found = {line["epoch"] + 1: line[key] for line in lines if key in line}
+    found[lines[-1]["epoch"] + 1] = weights.read(folder / "model.safetensors")[1]["score"][key]
     (given.to / given.name).with_suffix(".svg").write_text(
         drawing({key: {given.name: (list(found), list(found.values()))}}, "epochs", log_y=True)
     )

@@ -300,6 +300,9 @@ def test_a_defense_goes_no_further_into_the_process_than_was_trained(tmp_path: P
     defense(Mirror(), purifier=again, share=0.2, steps=2)
     with pytest.raises(UserError, match=r"trained on the first 0\.2 of the process, and share is 0\.22; lower it"):
         defense(Mirror(), purifier=again, share=0.22, steps=2)
+    again.reached.fill_(4)  # of 50, less than what is noised by itself
+    with pytest.raises(UserError, match=r"trained on the first 0\.08 of the process, and share is 0\.1; lower it"):
+        again.eval()(pictures(1, 3, 8, 8))
 
 
 def test_what_another_recipe_trains_is_what_is_used(tmp_path: Path) -> None:

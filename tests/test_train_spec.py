@@ -58,6 +58,21 @@ def test_the_card_of_a_private_training_says_what_it_promises() -> None:
         kept = {"sigma": found.sigma, "epsilon": found.epsilon, "delta": 1 / units}
         assert said == (kept if args.get("noise", True) else {"sigma": 0.0})
     assert Recipe(name="standard").promise(partial(standard), ids, own) == {}
+    more = tuple([*halves, ("elsewhere", "another")])  # a list of a larger set has units that no image here is of
+    assert Recipe(name="private").promise(partial(private, units=more), ids, own)["promise"]["delta"] == 1 / 20
+
+
+def test_the_card_says_what_the_recipe_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "promise", lambda _, made, ids, own: {"promise": [len(ids), own.epochs]})
+    path, _ = train(TrainSpec.model_validate(content(recipe="standard", epochs=1)), tmp_path)
+    assert card_of(path)["promise"] == [5, 1]
+
+
+def test_arguments_that_a_purifier_does_not_have_are_said_at_once(tmp_path: Path) -> None:
+    made = content(recipe={"name": "denoise", "sigma": 0.1}, model={"source": "purifier", "name": "residual"})
+    made["model"]["args"] = {"channels": 3}  # the images say how many
+    with pytest.raises(UserError, match="purifier 'residual' has no argument 'channels'; its arguments: width"):
+        read(save(tmp_path / "spec.yaml", made))
 
 
 def test_the_card_makes_the_same_network_again_bit_for_bit(tmp_path: Path) -> None:

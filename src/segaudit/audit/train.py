@@ -59,6 +59,8 @@ class TrainSpec(Learning):
                 else ("no purifier", "recipe: {name: denoise, sigma: [0, 0.25]}")
             )
             raise ValueError(f"recipe {self.recipe.name!r} trains {what}: give `{mend}`")
+        if self.recipe.purifies:
+            registry.check_arguments("purifier", self.model.name, self.model.args, purifiers.HANDED)
         if self.recipe.trains and self.model.name in set(registry.names("purifier")).difference(self.recipe.trains):
             known = " or ".join(self.recipe.trains)
             raise ValueError(f"recipe {self.recipe.name!r} trains {known}, not {self.model.name!r}")

@@ -35,13 +35,12 @@ def diffusion(
     """Diffusion: noise is put over the image, and a diffusion model takes it off again; drawn anew in each pass.
 
     purifier: the path of a diffusion model's weights, as `segaudit train` left them with recipe `diffusion`; in Python,
-    the network. share: of the process, how far it noises, at most as far
-    as it was trained; more hides more of the perturbation, and of the image.
-    steps: back. sampler: ddpm, which draws in each step, or ddim, which draws the first noise alone. gradient: exact,
-    through every step as it is; coarse, through a way back of `gradient_steps` from the same noise, where clipping is
-    left out, at the images that the fine way gives; straight_through, as if the defense were not there. A gradient
-    holds the memory of one step, which is computed again on the way back. eot: passes that an attack takes the mean
-    gradient of.
+    the network. share: of the process, how far it noises, at most as far as it was trained; more hides more of the
+    perturbation, and of the image. steps: back. sampler: ddpm, which draws in each step, or ddim, which draws the first
+    noise alone. gradient: exact, through every step as it is; coarse, through a way back of `gradient_steps` from the
+    same noise, where clipping is left out, at the images that the fine way gives; straight_through, as if the
+    defense were not there. A gradient holds the memory of one step, which is computed again on the way back. eot:
+    passes that an attack takes the mean gradient of.
     Source: Nie et al. 2022 (DiffPure); the coarse gradient after Lee & Kim 2023 (surrogate process).
     """
     net: Any = network(OWN, purifier)
@@ -49,12 +48,6 @@ def diffusion(
         raise UserError(f"defense {OWN!r}: purifier must be a diffusion model, not a {type(net).__name__}")
     if real(OWN, "share", share, above=0.0) > 1:
         raise UserError(f"defense {OWN!r}: share must be a number above 0 and at most 1, not {share!r}")
-    reached = int(getattr(net, "reached", 0))
-    if 0 < reached < net.level(share):
-        raise UserError(
-            f"defense {OWN!r}: its network was trained on the first {reached / net.timesteps:g} of the process, and "
-            f"share is {share:g}; lower it, or train with a larger `share`"
-        )
     whole(OWN, "steps", steps, 1, net.level(share))
     whole(OWN, "gradient_steps", gradient_steps, 1)
     ways = net.path(share, steps), net.path(share, min(steps, gradient_steps))

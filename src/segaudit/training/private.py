@@ -217,10 +217,9 @@ private.course = _Private  # type: ignore[attr-defined]
 
 def _promise(ids: Sequence[str], schedule: Schedule, *, units: Units | None = None, **own: Any) -> dict[str, Any]:
     """The epsilon and delta of a training on these images, and its sigma; without noise only that this is 0."""
-    given = {key: own[key] for key in BUDGET if key in own}
-    found = budget(
-        len(ids), len({unit for _, unit in units} if units else ids), schedule, **{"epsilon": EPSILON} | given
-    )
+    given = {"epsilon": EPSILON} | {key: own[key] for key in BUDGET if key in own}
+    whose = dict(units or ())
+    found = budget(len(ids), len({whose.get(name, name) for name in ids}), schedule, **given)
     return {"sigma": found.sigma} | ({"epsilon": found.epsilon, "delta": found.delta} if found.sigma else {})
 
 

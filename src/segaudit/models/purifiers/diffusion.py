@@ -104,8 +104,16 @@ class Diffusion(Purifier):
         return max(1, round(share * self.timesteps))
 
     def path(self, share: float, steps: int) -> list[int]:
-        """The levels of a way back: from `level(share)` to 0 in so many steps, at most that, evenly."""
+        """The levels of a way back: from `level(share)` to 0 in so many steps, at most that, evenly.
+
+        Raises UserError outside of training where that is further into the process than it was trained.
+        """
         top = self.level(share)
+        if not self.training and 0 < self.reached < top:
+            raise UserError(
+                f"purifier 'diffusion': it was trained on the first {int(self.reached) / self.timesteps:g} of the "
+                f"process, and share is {share:g}; lower it, or train with a larger `share`"
+            )
         return [(2 * top * i + steps) // (2 * steps) for i in range(steps, -1, -1)]
 
     def noised(self, images: Tensor, level: Tensor | int, noise: Tensor) -> Tensor:
