@@ -34,7 +34,7 @@ DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-
 DEFENSES += mnist-autoencoder mnist-purified mnist-distillation mnist-inversion mnist-manifold mnist-generative cifar10
 # Networks that these need and that are not kept in benchmarks/weights.
 TRAINED := mnist-distilled-teacher mnist-distilled mnist-distilled-twice mnist-cwgan mnist-diffusion
-TRAINED += kvasir-purifier cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
+TRAINED += mnist-siamese kvasir-purifier cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
 experiments: .venv/ready
 	for s in $(TRAINED); do $(BIN)/segaudit train experiments/train/$$s.yaml || exit 1; done
 	for s in camvid-arnab camvid-architectures camvid-adversarial kvasir camvid-sea camvid-asma camvid-scaling $(DEFENSES); do $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; done
