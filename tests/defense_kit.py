@@ -13,6 +13,7 @@ from nets import KINDS
 from segaudit import registry
 from segaudit.audit.recipe import Recipe
 from segaudit.training import loop
+from segaudit.training.schedule import Schedule
 from segaudit.types import Segmenter
 from train_kit import Drawn, net, schedule
 
@@ -68,7 +69,7 @@ class FakeTrainer:
         asked = Recipe(name=recipe or "standard", args=dict(self.args if args is None else args))
         registry.check_arguments("recipe", asked.name, asked.args, ("model", "batch", "rng", *(given or {})))
         made = partial(asked.make(images, model.class_names), **given or {})
-        when = loop.Schedule(**{**vars(self.schedule), **own})
+        when = Schedule(**{**vars(self.schedule), **own})
         loop.fit(model, images, None, made, when, self.folder / str(len(self.calls)))
         return model
 

@@ -15,7 +15,8 @@ from segaudit import registry
 from segaudit.privacy.poison import RULES, Poison, Poisoned, outcome
 from segaudit.privacy.triggers import inside, line, square
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import Schedule, fit
+from segaudit.training.loop import fit
+from segaudit.training.schedule import Schedule
 from segaudit.training.standard import standard
 from segaudit.types import VOID, Batch, Segmenter, Streams
 

@@ -23,8 +23,9 @@ from segaudit.training import clipping
 from segaudit.training.budget import budget, spent
 from segaudit.training.clipping import clipped_sum, private_gradient, unit_gradients, verify
 from segaudit.training.course import Course
-from segaudit.training.loop import Progress, Schedule, fit
+from segaudit.training.loop import Progress, fit
 from segaudit.training.private import image_losses, private, refuse_coupling
+from segaudit.training.schedule import Schedule
 from segaudit.training.standard import standard
 from segaudit.types import VOID, Batch, Segmenter, UserError
 from train_kit import Drawn, batch_of, equal, net, schedule, weights

@@ -20,8 +20,8 @@ from segaudit.audit.train import TrainSpec, card_of, read, train
 from segaudit.models import weights
 from segaudit.rng import ImageStreams
 from segaudit.training.budget import budget
-from segaudit.training.loop import Schedule
 from segaudit.training.private import private
+from segaudit.training.schedule import Schedule
 from segaudit.training.standard import standard
 from segaudit.types import UserError
 from train_kit import Drawn, batch_of, equal, net

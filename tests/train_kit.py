@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import KINDS, Net, draw
-from segaudit.training.loop import Schedule
+from segaudit.training.schedule import Schedule
 from segaudit.types import VOID, Batch
 
 

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from segaudit.audit.parts import Real, Strict
 from segaudit.audit.recipe import Recipe
-from segaudit.training.loop import Schedule
+from segaudit.training.schedule import Schedule
 
 
 class Learning(Strict):
-    """The recipe of a training and its numbers, whose meaning is `training.loop.Schedule`'s."""
+    """The recipe of a training and its numbers, whose meaning is `training.schedule.Schedule`'s."""
 
     recipe: Recipe = Recipe(name="standard")
     epochs: int = Field(default=60, ge=1)

@@ -13,6 +13,7 @@ from segaudit import registry
 from segaudit.audit import build
 from segaudit.audit.parts import HANDED, ModelSpec, Strict, Tuned, faults
 from segaudit.training import balance, loop
+from segaudit.training.schedule import Samples, Schedule
 from segaudit.types import UserError
 
 PARTS: dict[str, type[Tuned | ModelSpec]] = {
@@ -64,14 +65,14 @@ class Recipe(Tuned):
         own: Any = registry.load("recipe", self.name)
         return own.judge(**made.keywords) if self.purifies else loop.evaluate
 
-    def make(self, samples: loop.Samples, class_names: tuple[str, ...]) -> partial[Tensor]:
+    def make(self, samples: Samples, class_names: tuple[str, ...]) -> partial[Tensor]:
         """The recipe with its arguments, for training on these images."""
         args = {key: _made(value, class_names) for key, value in self.args.items()}
         if args.get("class_weights") is not None:
             args["class_weights"] = balance.class_weights(args["class_weights"], samples, class_names)
         return partial(registry.load("recipe", self.name), **args)
 
-    def promise(self, made: partial[Tensor], ids: Sequence[str], schedule: loop.Schedule) -> dict[str, Any]:
+    def promise(self, made: partial[Tensor], ids: Sequence[str], schedule: Schedule) -> dict[str, Any]:
         """What a card says that the training gives away at most, where the recipe's function knows: its `promise`."""
         own: Any = registry.load("recipe", self.name)
         return {"promise": own.promise(ids, schedule, **made.keywords)} if hasattr(own, "promise") else {}

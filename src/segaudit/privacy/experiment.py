@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from segaudit.training.loop import Schedule
+from segaudit.training.schedule import Schedule
 from segaudit.types import Floats, Segmenter
 
 
@@ -102,7 +102,7 @@ class Trainer(Protocol):
         handed beside them: networks that `fit` returned, strings such as ids, or tuples of these (of tuples). The
         recipe may read the images of such ids from the samples that it trains on. adapt: `module:function` that is
         given the fresh network and returns the one to train (as batch to group norms). samples: labels that are others
-        (as a teacher's); with a `digest()`. schedule: fields of `training.loop.Schedule` that are others, as `augment`.
+        (as a teacher's); with a `digest()`. schedule: fields of `Schedule` that are others, as `augment`.
         What is trained is named by all of this, so two defenses that ask for the same get the same network.
         """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segaudit.training.loop import Samples
+from segaudit.training.schedule import Samples
 from segaudit.types import VOID, UserError
 
 

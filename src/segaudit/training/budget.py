@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from segaudit.training.course import steps
-from segaudit.training.loop import Schedule
+from segaudit.training.schedule import Schedule
 from segaudit.types import UserError
 
 ACCOUNTANTS = ("rdp", "prv")

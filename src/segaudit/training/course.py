@@ -6,16 +6,14 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from segaudit.rng import ImageStreams
+from segaudit.training.schedule import Recipe, Samples, Schedule
 from segaudit.types import Batch, UserError
-
-if TYPE_CHECKING:
-    from segaudit.training.loop import Recipe, Samples, Schedule
 
 
 class Course:

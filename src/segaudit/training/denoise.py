@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segaudit.rng import ImageStreams, drawing
-from segaudit.training.loop import Judge, Samples, stack
+from segaudit.training.loop import Judge, stack
+from segaudit.training.schedule import Samples
 from segaudit.types import Batch, Segmenter, Streams, UserError
 
 TRAINS = ("residual", "bottleneck", "autoencoder", "vae", "cvae")

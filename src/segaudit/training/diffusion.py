@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import Judge, Samples, stack
+from segaudit.training.loop import Judge, stack
+from segaudit.training.schedule import Samples
 from segaudit.types import Batch, Streams, UserError
 
 LEVELS = 4

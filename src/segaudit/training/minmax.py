@@ -13,7 +13,8 @@ from torch import Tensor
 from segaudit.nn.output_net import OutputNet
 from segaudit.rng import ImageStreams
 from segaudit.training.course import Course, generator, number
-from segaudit.training.loop import Samples, Views, collate
+from segaudit.training.loop import Views, collate
+from segaudit.training.schedule import Samples
 from segaudit.training.standard import cross_entropy, standard
 from segaudit.types import Batch, Segmenter, Streams, UserError
 

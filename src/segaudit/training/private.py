@@ -19,7 +19,7 @@ from segaudit.training import clipping
 from segaudit.training.budget import ACCOUNTANTS, budget
 from segaudit.training.clipping import Losses
 from segaudit.training.course import Course, generator, number
-from segaudit.training.loop import Schedule
+from segaudit.training.schedule import Schedule
 from segaudit.training.standard import standard, weights_of
 from segaudit.types import VOID, Batch, Segmenter, Streams, UserError
 

@@ -14,7 +14,8 @@ from segaudit.metrics import confusion
 from segaudit.rng import ImageStreams
 from segaudit.training.adversarial import attacked
 from segaudit.training.denoise import TRAINS
-from segaudit.training.loop import Judge, Samples, stack
+from segaudit.training.loop import Judge, stack
+from segaudit.training.schedule import Samples
 from segaudit.training.standard import standard
 from segaudit.types import Batch, Counts, Segmenter, Streams, UserError
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segaudit.training.loop import Judge, Samples, stack
+from segaudit.training.loop import Judge, stack
+from segaudit.training.schedule import Samples
 from segaudit.types import VOID, Batch, Streams, UserError
 
 NEAREST = 1e-6

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from segaudit.metrics import frechet as distances
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import Judge, Samples, stack
+from segaudit.training.loop import Judge, stack
+from segaudit.training.schedule import Samples
 from segaudit.types import Batch, Segmenter, Streams, UserError
 
 

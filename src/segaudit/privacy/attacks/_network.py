@@ -15,7 +15,8 @@ from torch import Generator, Tensor, nn
 from segaudit.privacy.attacks._evidence import seed_of, shadows_of
 from segaudit.privacy.experiment import Asked, Experiment
 from segaudit.rng import ImageStreams
-from segaudit.training.loop import Schedule, fit
+from segaudit.training.loop import fit
+from segaudit.training.schedule import Schedule
 from segaudit.training.standard import standard
 from segaudit.types import Floats
 
