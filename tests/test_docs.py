@@ -22,10 +22,13 @@ def _blocks(name: str, language: str) -> list[str]:
 
 
 def test_the_readme_spec_is_one() -> None:
-    block, private = _blocks("README.md", "yaml")
+    block, private, given = _blocks("README.md", "yaml")
     experiment = RunSpec.model_validate(yaml.safe_load(private)).membership
     assert experiment is not None
     assert [defense.name for defense in experiment.defenses][-1] == "dp"
+    taken = RunSpec.model_validate(yaml.safe_load(given)).membership
+    assert taken is not None
+    assert taken.members == {"split": "train"}
     spec = RunSpec.model_validate(yaml.safe_load(block))
     assert [attack.label() for attack in spec.attacks][-1] == "pgd(steps=40) to next"
     assert spec.eps[-1] == 8 / 255

@@ -161,6 +161,9 @@ def test_the_loss_threshold_is_the_shadows_mean_training_loss_one_for_all_images
     np.testing.assert_array_equal(made.scores[:3], [-0.5, -0.3, -0.6])
     assert (made.scores > made.threshold).tolist() == [True, True, False, False]  # at most the mean is a member
     assert made.scores[3] == made.threshold
+    ranked = global_loss(replace(one, shadows=()), rng=rng())
+    assert ranked.threshold is None
+    np.testing.assert_array_equal(ranked.scores, [-0.5, -0.3, -0.6, -0.5])  # who has no loss has the median
 
 
 def test_label_only_sees_the_predicted_classes_alone() -> None:
@@ -266,7 +269,7 @@ def test_the_baseline_sees_the_masks() -> None:
 
 def test_what_an_attack_lacks_is_said_in_one_line() -> None:
     bare = world(1.0, each=4, shadows=0).experiment
-    for name in ("global_loss", "statistics", "type1", "type2", "loss_map"):
+    for name in ("statistics", "type1", "type2", "loss_map"):
         with pytest.raises(UserError, match=f"'{name}' learns from networks of the attacker's own, and there is none"):
             registry.load("membership", name)(bare, rng=rng())
     with pytest.raises(UserError, match=r"'lira' needs for each image 2 references trained on and not .*`references`"):

@@ -25,7 +25,7 @@ SPLIT = {
     "unit": "in or out together", "units": "such units", "members": "members", "others": "others like them",
     "shadow_members": "members of a shadow", "reference": "images for defenses alone",
     "population": "images that no network saw", "shadows": "shadows",
-    "references": "references",
+    "references": "references", "victims": "victims",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from segaudit import registry
 from segaudit.audit import build
 from segaudit.audit.keys import Contents, code_digest, digest, model_content, part_content, shortened
-from segaudit.audit.membership import scoring, trainer
+from segaudit.audit.membership import given, scoring, trainer
 from segaudit.audit.membership.networks import Net, Study
 from segaudit.audit.membership.poison_spec import PoisonSpec
 from segaudit.audit.membership.scoring import Scoring
@@ -58,7 +58,8 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
         return None
     seed = spec.seed if asked.seed is None else asked.seed
     training = asked.training.model_copy(update={"precision": resolve(asked.training.precision, default_device())})
-    study = Study(store, spec.data, training, split(data, asked, seed), spec.batch, seed)
+    known = None if asked.members is None else given.members(data, spec.data, asked.members)
+    study = Study(store, spec.data, training, split(data, asked, seed, known), spec.batch, seed)
     making = _Making(study, asked, data)
     attacks, left_out = _attacks(study, asked, data)
     victims, triggers, scorings = list[Net](), list[Trigger](), list[Scoring]()
@@ -83,7 +84,7 @@ class _Making:
 
     def __init__(self, study: Study, asked: Membership, data: Dataset) -> None:
         self.study, self.asked, self.made = study, asked, dict[str, Net]()
-        models = [*asked.victim, *([asked.shadow] if asked.shadow else [])]
+        models = [*asked.victim, *map(self._shadow, asked.victim)]
         self.models = {model.model_dump_json(): self._model(model, data) for model in models}  # titles may be shared
         for poison in asked.poison:
             poison.build(data.class_names, study.seed)
@@ -103,13 +104,17 @@ class _Making:
 
     def attackers(self, victim: Net, threat: str) -> tuple[tuple[Net, ...], tuple[Net, ...]]:
         """The shadows and the references of a threat to a victim."""
-        model = self.asked.shadow or victim.model
+        model = self._shadow(victim.model)
         defense, poison = (victim.defense, victim.poison) if threat == AWARE else (NONE, CLEAN)
         names = [name for name in self.study.split.inside if name != VICTIM]
         nets = [self.net(name, model, defense, poison) for name in names]
         kinds = (SHADOW, REFERENCE)
         shadows, references = (tuple(net for net in nets if net.name.startswith(kind)) for kind in kinds)
         return shadows, references
+
+    def _shadow(self, victim: ModelSpec) -> ModelSpec:
+        """What an attacker trains: of a victim that was trained elsewhere, not the weights."""
+        return self.asked.shadow or (given.untrained(victim) if self.study.split.given else victim)
 
     def net(self, name: str, model: ModelSpec, defense: Tuned, poison: PoisonSpec) -> Net:
         split, training = self.study.split, self.study.training
@@ -125,7 +130,7 @@ class _Making:
             "defense": part_content("membership_defense", defense),
             "poison": _poison_content(poison),
             "seed": self.study.seed,
-        }
+        } | ({"given": True} if split.given and name == VICTIM else {})
         key = shortened(content)
         return self.made.setdefault(key, Net(key, name, model, defense, poison))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from segaudit import registry
 from segaudit.audit.cells import kept as parts
+from segaudit.audit.membership.given import Taken
 from segaudit.audit.membership.images import Remembered, training_images
 from segaudit.audit.membership.kept import MEND
 from segaudit.audit.membership.poison_spec import PoisonSpec
@@ -60,7 +61,7 @@ def make(study: Study, net: Net) -> tuple[Segmenter, NetTrainer]:
     """
     data, split, store = parts.dataset(study.data), study.split, Store(study.store)
     inside, note = split.inside[net.name], f"networks/{net.key}.json"
-    trainer = NetTrainer(
+    trainer = (Taken if split.given and net.name == VICTIM else NetTrainer)(
         store,
         net.model,
         data.class_names,

@@ -40,12 +40,15 @@ class Membership(Strict):
 
     victim, shadow: what is trained; several victims are several experiments on one split; the shadows' and references'
     is the victim's own unless given. train_size: members, with as many others; by default a fifth of the pool, which
-    leaves a fifth that no network is trained on. unit:
-    what is in or out together: `image`, `group` (the default where groups have several images), or `order`, the order
-    of the files, a split that leaks. clip: cuts each group into runs of so many consecutive images, which are then the
-    units. shadows: networks on the attacker's own half of the data; references: on random halves of the candidates, as
-    many for each threat. threats: whether shadows and references are defended and poisoned as the victim is. shuffled:
-    the control, in which membership is drawn though the victim saw none of the candidates. seed: the run's.
+    leaves a fifth that no network is trained on. unit: what is in or out together: `image`, `group` (the default where
+    groups have several images), or `order`, the order of the files, a split that leaks. clip: cuts each group into runs
+    of so many consecutive images, which are then the units. shadows: networks on the attacker's own half of the data;
+    references: on random halves of the candidates, as many for each threat. members: the images that the victims were
+    trained on, elsewhere: a file of ids, or arguments of the data such as `{split: train}`; they are then taken with
+    their weights, `train_size` says how many of these are asked about, and the attacker trains their architectures from
+    the start unless shadow says otherwise. threats: whether shadows and references are defended and poisoned as the
+    victim is. shuffled: the control, in which membership is drawn though the victim saw none of the candidates. seed:
+    the run's.
     """
 
     victim: list[ModelSpec] = Field(min_length=1)
@@ -61,6 +64,7 @@ class Membership(Strict):
     threats: list[Literal["oblivious", "adaptive"]] = Field(["oblivious", "adaptive"], min_length=1)
     poison: list[PoisonSpec] = Field([CLEAN], min_length=1)
     shuffled: bool = False
+    members: str | dict[str, Any] | None = Field(None, min_length=1)
     seed: int | None = None
 
     @field_validator("victim", "poison", mode="before")
@@ -89,6 +93,8 @@ class Membership(Strict):
             raise ValueError(f"clip cuts groups, and the unit is {self.unit!r}; leave one of them out")
         if self.shuffled and self.unit == "order":
             raise ValueError("shuffled draws who is a member, which unit `order` does not; leave one of them out")
+        if self.members is not None:
+            self._taken()
         for attack in self.attacks or ():
             registry.check_arguments("membership", attack.name, attack.args, ATTACK_HANDED)
             _own_check("membership", attack)
@@ -112,6 +118,25 @@ class Membership(Strict):
                 raise ValueError(f"{what}: {twice[0]!r} is there twice; {mend}")
         return self
 
+    def _taken(self) -> None:
+        """Refuse what cannot be with victims that were trained elsewhere."""
+        if self.shuffled or self.unit == "order":
+            raise ValueError("members says who is a member; leave out shuffled and unit `order`")
+        if any(self.poison):
+            raise ValueError("poison: the victims of `members` were trained elsewhere; leave one of them out")
+        bare = next((own.title() for own in self.victim if own.weights is None), None)
+        if bare is not None and self.shadow is None:
+            raise ValueError(
+                f"victim {bare!r}: with `members` it is taken with its weights; give it some, or, where it brings its "
+                "own, give a shadow that does not"
+            )
+        for defense in self.defenses:
+            if defense != NONE and not getattr(registry.load("membership_defense", defense.name), "serves", False):
+                raise ValueError(
+                    f"defenses: {defense.name} trains the victim anew, and those of `members` were trained elsewhere; "
+                    "leave one of them out"
+                )
+
     @property
     def parts(self) -> int:
         """How many times `train_size` images there must be."""
@@ -119,7 +144,7 @@ class Membership(Strict):
 
     def of(self, count: int) -> Membership:
         """The same on so many images: with the usual train_size, where the one that was told takes more of them."""
-        fits = self.train_size is None or self.parts * self.train_size <= count
+        fits = self.train_size is None or (self.members is None and self.parts * self.train_size <= count)
         return self if fits else self.model_copy(update={"train_size": None})
 
     def asked(self) -> list[Tuned]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from segaudit.types import UserError
 VICTIM, SHADOW, REFERENCE = "victim", "shadow", "reference"
 """What networks are called; the last two with a number, as `shadow/0`."""
 
-LEAST = {"candidates": 4, "own": 1, "shadow": 2}
+LEAST = {"candidates": 4, "members": 2, "others": 2, "own": 1, "shadow": 2}
 """Units that a role must have: of candidates two on either side, so that some can be learnt from and others tried."""
 
 
@@ -26,7 +26,8 @@ class Split:
     candidates: half of them are members. members: those, which the victim was trained on unless they were only drawn.
     own: what the victim was trained on in that case. shadow: the attacker's half of the data. reference, population:
     the rest, halved: what a defense may learn from besides, and what no network is trained on. units: image -> what it
-    is in or out with. inside: network -> the images it is trained on.
+    is in or out with. inside: network -> the images it is trained on. given: the victim was trained elsewhere, on the
+    members and perhaps on images that have no role here.
     """
 
     unit: str
@@ -38,6 +39,7 @@ class Split:
     population: tuple[str, ...]
     units: Mapping[str, str]
     inside: Mapping[str, tuple[str, ...]]
+    given: bool = False
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -74,37 +76,35 @@ class Split:
             "population": len(self.population),
             "shadows": networks.count(SHADOW),
             "references": networks.count(REFERENCE),
-        }
+        } | ({"victims": "as they were given"} if self.given else {})
 
 
-def split(data: Dataset, asked: Membership, seed: int) -> Split:
+def split(data: Dataset, asked: Membership, seed: int, known: Sequence[str] | None = None) -> Split:
     """The split of a data set; it depends on the ids, the groups and the seed alone.
 
-    Raises UserError where there are too few images or groups.
+    known: what victims that were trained elsewhere were trained on, in the order of the data set. Raises UserError
+    where there are too few images or groups.
     """
     units, unit = _units(data, asked)
-    size, pools = _size(len(data.ids), asked)
-    wanted = {"candidates": 2 * size, "own": size * asked.shuffled, "shadow": 2 * size * (asked.shadows > 0)}
-    if unit == "order":
-        half = len(data.ids) // pools
-        roles = dict.fromkeys(data.ids[: 2 * size], "candidates")
-        roles |= dict.fromkeys(data.ids[half : half + wanted["shadow"]], "shadow")
+    if known is not None:
+        found = _beside(data.ids, units, known, asked, seed)
+        members = found["members"]
+    elif unit == "order":
+        found = _in_order(data.ids, asked)
+        members = found["candidates"][: len(found["candidates"]) // 2]
     else:
-        roles = _roles(data.ids, units, wanted, seed)
-    found = {role: tuple(name for name in data.ids if roles.get(name, "") == role) for role in (*wanted, "")}
-    if unit != "order":
-        _check(found, wanted, units, asked)
-    candidates, shadow = found["candidates"], found["shadow"]
-    members = candidates[:size] if unit == "order" else _half(candidates, units, seed, "members", level=True)
-    inside = {VICTIM: found["own"] or members}
+        found = _drawn(data.ids, units, asked, seed)
+        members = _half(found["candidates"], units, seed, "members", level=True)
+    candidates, shadow, own = found["candidates"], found["shadow"], found.get("own", ())
+    inside = {VICTIM: own or members}
     for number in range(asked.shadows):
         drawn = _paired(shadow, units, seed, SHADOW, number)
-        inside[f"{SHADOW}/{number}"] = shadow[:size] if unit == "order" and not number else drawn
+        inside[f"{SHADOW}/{number}"] = shadow[: len(members)] if unit == "order" and not number else drawn
     for number in range(asked.references):
         inside[f"{REFERENCE}/{number}"] = _paired(candidates, units, seed, REFERENCE, number)
     reference = _half(found[""], units, seed, "rest", level=True)
-    population = tuple(name for name in found[""] if name not in set(reference))
-    return Split(unit, candidates, members, found["own"], shadow, reference, population, units, inside)
+    population = _without(found[""], set(reference))
+    return Split(unit, candidates, members, own, shadow, reference, population, units, inside, known is not None)
 
 
 def _units(data: Dataset, asked: Membership) -> tuple[dict[str, str], str]:
@@ -136,16 +136,62 @@ def _size(count: int, asked: Membership) -> tuple[int, int]:
     return size, 2 if asked.shadows else 1
 
 
-def _roles(ids: Sequence[str], units: Mapping[str, str], wanted: Mapping[str, int], seed: int) -> dict[str, str]:
-    """image -> role, whole units: the largest first, each to the role that lacks the most images."""
+def _in_order(ids: Sequence[str], asked: Membership) -> dict[str, tuple[str, ...]]:
+    """role -> images, as they lie: the members first, and the attacker's in the second half."""
+    size, pools = _size(len(ids), asked)
+    half = len(ids) // pools
+    candidates, shadow = tuple(ids[: 2 * size]), tuple(ids[half : half + 2 * size * (asked.shadows > 0)])
+    return {"candidates": candidates, "shadow": shadow, "": _without(ids, {*candidates, *shadow})}
+
+
+def _drawn(ids: Sequence[str], units: Mapping[str, str], asked: Membership, seed: int) -> dict[str, tuple[str, ...]]:
+    """role -> images, drawn."""
+    size, _ = _size(len(ids), asked)
+    wanted = {"candidates": 2 * size, "own": size * asked.shuffled, "shadow": 2 * size * (asked.shadows > 0)}
+    found = _roles(ids, units, wanted, seed)
+    _check(found, wanted, units, asked)
+    return found
+
+
+def _beside(
+    ids: Sequence[str], units: Mapping[str, str], known: Sequence[str], asked: Membership, seed: int
+) -> dict[str, tuple[str, ...]]:
+    """role -> images, where the members are among the known ones, and nothing else is or shares a unit with them."""
+    touched = {units[name] for name in known}
+    free = tuple(name for name in ids if units[name] not in touched)
+    parts = 1 + 2 * (asked.shadows > 0)
+    size = asked.train_size or min(len(known), len(free) // (parts + 1))
+    if size > len(known) or parts * size > len(free) or size < LEAST_SIZE:
+        most = min(len(known), len(free) // parts)
+        raise UserError(
+            f"membership: {max(size, LEAST_SIZE)} members take {parts * max(size, LEAST_SIZE)} other images, and there "
+            f"are {len(known)} and {len(free)}; give "
+            + (f"a train_size of at most {most}, or more data" if most >= LEAST_SIZE else "more data")
+        )
+    inside, outside = {"members": size}, {"others": size, "shadow": 2 * size * (asked.shadows > 0)}
+    among = _roles(known, units, inside, seed)
+    found = _roles(free, units, outside, seed) | {"members": among["members"]}
+    _check(found, inside | outside, units, asked)
+    candidates = {*found["members"], *found["others"]}
+    return found | {"candidates": tuple(name for name in ids if name in candidates)}
+
+
+def _without(ids: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in ids if name not in names)
+
+
+def _roles(
+    ids: Sequence[str], units: Mapping[str, str], wanted: Mapping[str, int], seed: int
+) -> dict[str, tuple[str, ...]]:
+    """role -> images, and those without one: whole units, the largest first, each to the role that lacks the most."""
     lacking = {role: count for role, count in wanted.items() if count}
     lacking[""] = len(ids) - sum(lacking.values())
     given = {}
-    for unit, size in _by_size(units, seed, "roles"):
+    for unit, size in _by_size({name: units[name] for name in ids}, seed, "roles"):
         role = max(lacking, key=lambda role: (lacking[role], _number(seed, role, unit)))
         lacking[role] -= size
         given[unit] = role
-    return {name: given[unit] for name, unit in units.items()}
+    return {role: tuple(name for name in ids if given[units[name]] == role) for role in (*wanted, "")}
 
 
 def _check(

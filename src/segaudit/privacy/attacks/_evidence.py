@@ -25,9 +25,14 @@ def seed_of(rng: Generator) -> int:
     return int(torch.randint(2**31, (), generator=rng))
 
 
+def own_shadows(experiment: Experiment) -> tuple[Shadow, ...]:
+    """The attacker's own networks that have images on both sides."""
+    return tuple(shadow for shadow in experiment.shadows if shadow.inside and shadow.outside)
+
+
 def shadows_of(experiment: Experiment, attack: str) -> tuple[Shadow, ...]:
     """The attacker's own networks. Raises UserError where there is none to learn from."""
-    found = tuple(shadow for shadow in experiment.shadows if shadow.inside and shadow.outside)
+    found = own_shadows(experiment)
     if not found:
         raise UserError(
             f"membership attack {attack!r} learns from networks of the attacker's own, and there is none: set "

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Generator
 
 from segaudit.privacy.attacks import _check as check
-from segaudit.privacy.attacks._evidence import best_cut, settled, told
+from segaudit.privacy.attacks._evidence import best_cut, own_shadows, settled, told
 from segaudit.privacy.experiment import Experiment, Scored
 from segaudit.types import Floats
 
@@ -27,8 +27,7 @@ def label_only(experiment: Experiment, *, rng: Generator, signal: str = "both") 
     """
     _checked(signal=signal)
     threshold = None
-    shadows = [shadow for shadow in experiment.shadows if shadow.inside and shadow.outside]
-    if shadows:
+    if shadows := own_shadows(experiment):
         threshold = best_cut(*told(shadows, NAME, lambda signals: _fit(signals, signal)))
     return Scored(settled(_fit(experiment.victim.signals(experiment.candidates), signal), threshold), threshold)
 

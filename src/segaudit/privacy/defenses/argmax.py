@@ -17,6 +17,9 @@ def argmax(trainer: Trainer) -> Segmenter:
     return LabelOnly(trainer.fit(trainer.members)).eval()
 
 
+argmax.serves = True  # type: ignore[attr-defined]  # it changes what is answered, not what is trained
+
+
 class LabelOnly(Segmenter):
     """A model of which only the labels are seen: one-hot logits, of the largest of its own (of two alike the first)."""
 
