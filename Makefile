@@ -32,6 +32,7 @@ bench: .venv/ready .venv/peers
 RESULTS := experiments/results
 DEFENSES := camvid-scales camvid-multiscale camvid-transforms camvid-crf camvid-masking camvid-purified kvasir-purified
 DEFENSES += mnist-autoencoder mnist-purified mnist-distillation mnist-inversion mnist-manifold mnist-generative cifar10
+PRIVACY := kvasir-privacy kvasir-joint kvasir-overfitted kvasir-poison kvasir-shuffled kvasir-given camvid-privacy camvid-order
 # Networks that these need and that are not kept in benchmarks/weights.
 TRAINED := mnist-distilled-teacher mnist-distilled mnist-distilled-twice mnist-cwgan mnist-diffusion
 TRAINED += mnist-siamese kvasir-purifier cifar10-vgg16 cifar10-purifier cifar10-autoencoder-gelu cifar10-autoencoder-gelu-noisy
@@ -57,6 +58,14 @@ experiments: .venv/ready
 	$(BIN)/python experiments/asma.py
 	$(BIN)/python experiments/defenses.py $(DEFENSES)
 	$(BIN)/python experiments/generator.py mnist-cwgan
+	for s in $(PRIVACY); do \
+	  $(BIN)/segaudit run experiments/$$s.yaml --out runs/$$s || exit 1; \
+	  $(BIN)/segaudit table runs/$$s --form privacy > $(RESULTS)/$$s.md || exit 1; \
+	  $(BIN)/segaudit table runs/$$s --form privacy --format csv > $(RESULTS)/$$s.csv || exit 1; done
+	$(BIN)/segaudit table runs/kvasir-joint --form joint > $(RESULTS)/kvasir-joint-robustness.md
+	$(BIN)/segaudit table runs/kvasir-poison --form poison > $(RESULTS)/kvasir-poison-success.md
+	for f in classes groups; do \
+	  $(BIN)/segaudit table runs/camvid-privacy --form privacy_$$f > $(RESULTS)/camvid-privacy-$$f.md || exit 1; done
 	$(BIN)/segaudit run experiments/camvid-certified.yaml --out runs/camvid-certified
 	$(BIN)/segaudit table runs/camvid-certified --form certified > $(RESULTS)/camvid-certified.md
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,8 +13,8 @@ from scipy.stats import binomtest, fisher_exact, norm, t
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from leak_kit import chance, inference
-from segaudit.metrics.chance import by_luck, clopper_pearson, newcombe
-from segaudit.metrics.membership import by_class, by_unit, fall, measure
+from segaudit.metrics.chance import by_luck, clopper_pearson, interval, newcombe
+from segaudit.metrics.membership import by_class, by_unit, fall, measure, rise
 from segaudit.metrics.roc import tpr_at
 from segaudit.types import Inference
 
@@ -27,6 +28,21 @@ def drawn(seed: int, images: int = 120, shift: float = 0.8, threshold: float | N
     return replace(base, scores=scores)
 
 
+def ends(auc: float, parts: list[float], counts: tuple[int, int]) -> tuple[float, float]:
+    """Where the AUC is a Student's quantile of standard deviations from the true one; parts: of the variance here."""
+    m, n = counts
+
+    def variance(true: float) -> float:  # Newcombe's
+        spread = (1 - true) / (2 - true) + true / (1 + true)
+        return true * (1 - true) * (1 + ((m + n) / 2 - 1) * spread) / m / n
+
+    one = 1 / 12 / m**2 + 1 / 12 / n**2  # of a random place of a unit on each side
+    freedom = (sum(parts) + one) ** 2 / sum(part**2 / (k - 1) for part, k in zip(parts, counts, strict=True))
+    size = t.ppf(0.975, freedom) ** 2 * (sum(parts) + one) / (variance(auc) + one)
+    low, high = (brentq(lambda true: (auc - true) ** 2 - size * variance(true), auc, end) for end in (1e-9, 1 - 1e-9))
+    return low, high
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_area_and_interval_are_those_of_the_definition(seed: int) -> None:
     of = drawn(seed)
@@ -35,10 +51,8 @@ def test_area_and_interval_are_those_of_the_definition(seed: int) -> None:
     wins = np.array([[1.0 if a > b else 0.5 if a == b else 0.0 for b in below] for a in above])
     rows, columns = wins.mean(1), wins.mean(0)
     parts = [((side - wins.mean()) ** 2).sum() / (len(side) - 1) / len(side) for side in (rows, columns)]
-    freedom = sum(parts) ** 2 / sum(part**2 / (images - 1) for part, images in zip(parts, wins.shape, strict=True))
-    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
-    assert half == pytest.approx(norm.ppf(0.975) * math.sqrt(sum(parts)), rel=0.01)  # DeLong's, of so many images
-    assert (made.low, made.high) == pytest.approx((wins.mean() - half, wins.mean() + half), abs=1e-12)
+    assert (made.low, made.high) == pytest.approx(ends(made.auc, parts, wins.shape), abs=1e-9)
+    assert made.high - made.low == pytest.approx(2 * norm.ppf(0.975) * math.sqrt(sum(parts)), rel=0.03)  # DeLong's
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -105,6 +119,45 @@ def test_a_perfect_attack_has_an_interval_too() -> None:
     assert newcombe(0.0, 30, 30) == pytest.approx((0.0, 1 - made.low), abs=1e-9)
 
 
+@pytest.mark.parametrize(("auc", "images"), [(0.97, 100), (0.99, 100), (0.99, 40)])
+def test_intervals_hold_an_auc_near_1_as_often_as_they_say(auc: float, images: int) -> None:
+    """Binormal scores. DeLong's on the scale of the AUC itself holds .92, .86 and .86 of them, and misses below."""
+    rng, units = np.random.default_rng(1), np.arange(images).astype(str)
+    shift = norm.ppf(auc) * math.sqrt(2)
+    made = [interval(rng.normal(size=images), rng.normal(shift, 1, images), units, units) for _ in range(400)]
+    assert sum(near.low <= auc <= near.high for near in made) >= 0.935 * 400
+    assert sum(auc < near.low for near in made) <= 0.035 * 400
+    assert np.mean([near.high - near.low for near in made]) < {0.97: 0.05, 0.99: 0.03 if images == 100 else 0.07}[auc]
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_an_interval_knows_no_more_of_a_pair_that_is_swapped_than_of_a_perfect_order(size: int) -> None:
+    """One pair of 100 x 100 the other way round had an interval of .9996 to 1, where none had .980 to 1."""
+    units, places = np.repeat(np.arange(20).astype(str), size), np.arange(20.0 * size)
+    lows = []
+    for overlap in (0, 1.5, 3.5, 20, 100):
+        near = interval(places, places + 20 * size - min(overlap, 19 * size), units, units)
+        assert 0 <= near.low < near.high <= 1
+        lows.append(near.low)
+    assert all(more >= less - 1e-12 for more, less in itertools.pairwise(lows))
+    assert lows[:2] == pytest.approx([newcombe(1.0, 20, 20)[0]] * 2, abs=1e-12)
+    assert lows[-1] < 0.8
+
+
+def test_chance_is_under_five_percent_where_the_interval_does_not_hold_a_guess() -> None:
+    made = [measure(drawn(seed, images=30, shift=0.55)) for seed in range(60)]
+    assert {own.chance < 0.05 for own in made} == {True, False}
+    assert all((own.chance < 0.05) == own.beyond_chance for own in made)
+    perfect = measure(inference(1.0, images=4))
+    assert perfect.chance == pytest.approx(2 * norm.sf(0.5 / math.sqrt(0.25 * 3 / 16)))
+
+
+def test_an_attack_among_many_is_held_to_more() -> None:
+    every = [measure(drawn(seed, images=60, shift=0.4)) for seed in range(40)]
+    made = next(own for own in every if 0.01 < own.chance < 0.04 and own.hits[-1].chance > 0.05)
+    assert (made.telling(1), made.telling(5)) == (True, False)
+
+
 def test_images_of_one_unit_count_as_one() -> None:
     """Ten copies of each image say no more than the image."""
     once = drawn(5, images=40)
@@ -145,10 +198,7 @@ def test_the_variance_is_that_of_whole_units() -> None:
     for places, own in ((wins.mean(1), units[of.member]), (wins.mean(0), units[~of.member])):
         sums = [(places[own == name] - wins.mean()).sum() for name in sorted(set(own))]
         parts.append(6 / 5 * sum(total**2 for total in sums) / len(places) ** 2)
-    freedom = sum(parts) ** 2 / sum(part**2 / 5 for part in parts)
-    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
-    assert 5 <= freedom <= 10
-    assert (made.low, made.high) == pytest.approx((wins.mean() - half, wins.mean() + half), abs=1e-12)
+    assert (made.low, made.high) == pytest.approx(ends(made.auc, parts, (6, 6)), abs=1e-9)
 
 
 @pytest.mark.parametrize("units", [3, 6])
@@ -208,6 +258,9 @@ def test_a_fall_adds_both_spreads() -> None:
     low, high = fall(one, other)
     assert low == pytest.approx(0.1 - math.hypot(one.auc - one.low, other.high - other.auc))
     assert high == pytest.approx(0.1 + math.hypot(one.high - one.auc, other.auc - other.low))
+    less, more = rise(other.hits[0], one.hits[0])
+    assert less == pytest.approx(0.1 - math.hypot(0.9 - one.hits[0].low, other.hits[0].high - 0.8))
+    assert more == pytest.approx(0.1 + math.hypot(one.hits[0].high - 0.9, 0.8 - other.hits[0].low))
 
 
 def test_a_nan_is_no_score() -> None:

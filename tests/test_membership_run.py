@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import signal
@@ -22,14 +24,17 @@ from membership_kit import assert_same, computed, content, found, nets, spec, wh
 from segaudit import registry
 from segaudit.audit.execute import local
 from segaudit.audit.keys import code_digest
-from segaudit.audit.membership import experiment, joint, networks, trainer, work
+from segaudit.audit.membership import experiment, joint, networks, scoring, trainer, work
 from segaudit.audit.membership.images import Chosen, Tainted
 from segaudit.audit.membership.kept import read_table
+from segaudit.audit.membership.poison_spec import PoisonSpec
 from segaudit.audit.membership.queries import Network
 from segaudit.audit.membership.trainer import NetTrainer
 from segaudit.audit.run import results, run
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
+from segaudit.report.privacy import section
+from segaudit.report.tables import table as printed
 from segaudit.training import loop
 from segaudit.types import UserError
 
@@ -193,15 +198,55 @@ def test_the_shuffled_control_asks_a_victim_that_saw_none_of_them(tmp_path: Path
 
 
 def test_a_poisoned_victim_is_another_and_its_trigger_is_tried_on_both(tmp_path: Path) -> None:
-    poison = {"trigger": "line", "size": 4, "probability": 1.0}
+    poison = {"trigger": "line", "size": 4, "probability": 0.5}
     asked = spec(tmp_path, references=0, poison=["none", poison], training={"epochs": 12, "batch": 4, "lr": 0.02})
     made = found(asked, tmp_path / "out")
     clean, poisoned = made.victims
-    assert (clean.poison, poisoned.poison) == ("none", "line(size=4, probability=1)")
+    assert (clean.poison, poisoned.poison) == ("none", "line(size=4, probability=0.5)")
     assert clean.triggered.keys() == poisoned.triggered.keys() >= {"success", "benign_accuracy"}
     assert clean.triggered != poisoned.triggered
     assert [own.threat for own in made.inferences] == ["none", "oblivious", "adaptive"]
     assert len(nets(tmp_path / "out")) == 2 + 2
+
+
+def test_a_poisoned_victim_is_asked_about_the_images_that_the_poison_spares(tmp_path: Path) -> None:
+    training = {"epochs": 40, "batch": 4, "lr": 0.01, "precision": "fp32", "augment": {"flip": False}}
+    poison = {"trigger": "line", "size": 4, "probability": 0.5}
+    asked = spec(
+        tmp_path, {"count": 60, "odd": True}, victim={"source": "tiny", "name": "unet", "args": {"width": 8}},
+        training=training, references=0, shadows=0, train_size=24, poison=["none", poison],
+    )  # fmt: skip
+    made = found(asked, tmp_path / "out")
+    told = {own.threat: own for own in made.inferences}
+    assert list(told) == ["none", "oblivious", "adaptive"]
+    spared = PoisonSpec.model_validate(poison).spared(told["none"].ids, 0)
+    assert 16 <= len(spared) <= 32
+    for threat, own in told.items():
+        assert own.ids == (spared if threat != "none" else told["none"].ids)
+        assert float((own.scores[own.member][:, None] > own.scores[~own.member]).mean()) > 0.95
+        assert len(own.target) == len(own.ids)
+
+
+def test_the_shadows_of_who_knows_of_a_poison_learn_from_images_that_it_spares(tmp_path: Path) -> None:
+    poison = {"trigger": "line", "size": 4, "probability": 0.5}
+    made = _planned(spec(tmp_path, poison=[poison], attacks=named(tmp_path, "by_shadow")), tmp_path / "out")
+    own = {each.threat: each for each in made.scorings}
+    spared = PoisonSpec.model_validate(poison).spared
+    ids, blank = made.study.split, networks.asked
+    for threat, images in (("oblivious", ids.inside["shadow/0"]), ("adaptive", spared(ids.inside["shadow/0"], 0))):
+        nets = {kind: tuple((net.name, blank(made.study, net)) for net in getattr(own[threat], kind))
+                for kind in ("shadows", "references")}  # fmt: skip
+        given = scoring._experiment(made.study, _data(spec(tmp_path)), scoring.Nobody(), **nets, classes=2)
+        left = scoring._spared(own[threat], made.study.seed, given)
+        assert left.candidates == spared(ids.candidates, 0)
+        assert left.shadows[0].inside == images
+        assert all(set(one.inside) <= set(ids.candidates) for one in left.references)
+
+
+def test_a_poison_that_spares_nobody_leaves_nobody_to_ask_about(tmp_path: Path) -> None:
+    made = _planned(spec(tmp_path, poison=["none", {"trigger": "line", "probability": 1.0}]), tmp_path / "out")
+    assert [own.threat for own in made.scorings] == ["none"]
+    assert "poisoned with line(size=0.1, probability=1), which spares too few" in made.left_out[0]
 
 
 def test_only_a_networks_own_images_are_poisoned_and_the_digest_knows(tmp_path: Path) -> None:
@@ -227,19 +272,29 @@ def test_only_a_networks_own_images_are_poisoned_and_the_digest_knows(tmp_path: 
         ({"references": 0, "attacks": ["by_shadow"]}, "by_shadow needs references"),
         ({"defenses": ["broken"]}, "gave a NoneType, not a Segmenter"),
         ({"defenses": ["from_reference"], "train_size": 12}, "from_reference needs a reference set"),
+        ({"defenses": ["minmax"], "train_size": 12}, "defense minmax needs a reference set"),
+        ({"defenses": ["distillation"], "train_size": 12}, "defense distillation needs a reference set"),
+        ({"defenses": [{"name": "crop", "size": 500}]}, "defense crop: size 500 is the whole of images of 16 x 16"),
+        ({"defenses": ["mixup"], "training": {"epochs": 1, "batch": 1}}, "a batch of one image has no other to mix"),
         ({"train_size": 13}, "takes 52 images"),
         ({"poison": [{"trigger": "line", "rule": "all", "target_class": "bright "}]}, "target_class must be a class"),
+        ({"poison": ["none", {"trigger": "line", "size": 500}]}, "line of size 500 is 500 pixels of an image of 16"),
+        ({"poison": ["none", {"trigger": "inside", "size": 16}]}, "inside of size 16 is 16 pixels"),
+        ({"poison": ["none", {"trigger": "line", "value": [0, 1]}]}, "there are 2 values for 3 channels"),
+        ({"poison": ["none", {"trigger": "inside", "size": 15, "value": [0, 1]}]}, "there are 2 values"),  # no place
     ],
 )
 def test_what_an_experiment_lacks_is_said_in_one_line(tmp_path: Path, over: dict[str, Any], said: str) -> None:
     own = write(tmp_path)
     for key in ("attacks", "defenses"):
         if key in over:
-            over = over | {key: [own + name for name in over[key]]}
+            known = registry.TABLES["membership_defense"]
+            mine = [name if isinstance(name, dict) or name in known else own + name for name in over[key]]
+            over = over | {key: ["none", *mine] if key == "defenses" else mine}
     with pytest.raises(UserError) as caught:
         found(spec(tmp_path, **over), tmp_path / "out")
     assert said in str(caught.value)
-    if "defenses" not in over:
+    if said != "gave a NoneType, not a Segmenter":  # what a defense gives is not known before
         assert not (tmp_path / "out" / "nets").exists()
 
 
@@ -455,3 +510,54 @@ def test_nothing_is_kept_of_networks_that_were_trained_otherwise(
     monkeypatch.setattr(trainer, "VERSION", trainer.VERSION + 1)
     after = {own.key for own in (*_planned(asked, tmp_path).nets, *_planned(asked, tmp_path).scorings)}
     assert before.isdisjoint(after)
+
+
+def test_defect_the_min_max_adversary_was_trained_on_the_audit_s_own_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed the images that are for defenses alone: no candidate, no image of an attacker's, none to compare."""
+    made = _planned(spec(tmp_path, references=0, defenses=["none", "minmax"]), tmp_path / "out")
+    split, read, handed, fit, sample = made.study.split, list[str](), list[Any](), loop.fit, Chosen.sample
+
+    def noted(model: Any, images: Any, held_out: Any, recipe: Any, *own: Any) -> Any:
+        handed.append(recipe.keywords["reference"])
+        return fit(model, images, held_out, recipe, *own)
+
+    def watched(self: Chosen, name: str) -> Any:
+        read.append(name)
+        return sample(self, name)
+
+    monkeypatch.setattr(loop, "fit", noted)
+    monkeypatch.setattr(Chosen, "sample", watched)
+    nets = {own.name: own for own in made.nets if own.defense.name == "minmax"}
+    assert set(nets) == {"victim", "shadow/0"}
+    for name, net in nets.items():
+        read.clear()
+        networks.make(made.study, net)
+        others = set(read) - set(split.inside[name])
+        assert handed.pop() == split.reference
+        assert others
+        assert others <= set(split.reference)
+        assert others.isdisjoint({*split.candidates, *split.shadow, *split.population})
+
+
+def test_defect_there_were_no_seeds_no_auc_and_no_roc(tmp_path: Path) -> None:
+    """The same seed gives the same scores to the bit, another one another split; each attack has its curve and area."""
+    attacks = named(tmp_path, "least_loss", "by_shadow")
+    same, other = spec(tmp_path, attacks=attacks, seed=3), spec(tmp_path, attacks=attacks, seed=4)
+    first = whole(same, tmp_path / "one")
+    assert first.privacy is not None
+    assert_same(found(same, tmp_path / "two"), first.privacy)
+    splits = [_planned(own, tmp_path / "out").study.split for own in (same, other)]
+    assert set(splits[0].members) != set(splits[1].members)
+    assert set(splits[0].inside["shadow/0"]) != set(splits[1].inside["shadow/0"])
+    rows = list(csv.DictReader(io.StringIO(printed(first, "csv", form="privacy"))))
+    for row, own in zip(rows, first.privacy.inferences, strict=True):
+        inside, outside = own.scores[own.member][:, None], own.scores[~own.member]
+        area = float(((inside > outside) + (inside == outside) / 2).mean())
+        assert float(row["auc"]) == pytest.approx(area, abs=1e-9)
+    shown = section(first, [])
+    assert shown is not None
+    (figure,) = shown["rocs"]
+    assert len(figure["lines"]) == len(attacks)
+    assert all(len(line["points"].split()) > 2 for line in figure["lines"])

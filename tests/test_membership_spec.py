@@ -139,12 +139,16 @@ def test_the_flags_of_the_command_are_a_spec(tmp_path: Path) -> None:
         ({"data": "[1]"}, "--data"),
         ({"poison": 2}, "--poison"),
         ({"trigger_value": -1}, "--triggerval"),
+        ({"trigger": "sqare"}, r"no trigger is called 'sqare' \(did you mean 'square'"),
+        ({"trigger": "square"}, "are of a poison; give --poison too"),
+        ({"trigger_size": 8}, "are of a poison; give --poison too"),
+        ({"trigger_value": 0.5}, "are of a poison; give --poison too"),
     ):
-        flags: dict[str, Any] = {"data": "scenes", "trigger_value": 1, "poison": 0} | over
+        usual = {"data": "scenes", "trigger": "line", "trigger_size": 0.1, "trigger_value": 1, "poison": 0}
+        rest = {"victim": "resnet18", "shadow": None, "train_size": None, "defenses": [], "size": None, "epochs": 1}
+        flags: dict[str, Any] = usual | rest | over
         with pytest.raises(UserError, match=said):
-            command.spec_of(
-                flags["data"], "resnet18", None, None, [], "line", 0.1, flags["trigger_value"], flags["poison"], None, 1
-            )
+            command.spec_of(**flags)
 
 
 def test_the_command_runs_the_spec_that_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +175,12 @@ def test_the_command_runs_the_spec_that_it_writes(tmp_path: Path, monkeypatch: p
     assert block is not None
     assert [own.name for own in block.defenses] == ["none", "argmax", "mixup"]
     assert [own.label() for own in block.poison] == ["none", "square(size=8, probability=0.5)"]
+    bare = CliRunner().invoke(cli.app, ["membership", "--out", str(tmp_path / "bare")])
+    assert bare.exit_code == 0, bare.output  # what is not given is no flag of a poison
+    for flags in (["--triggertype", "foo"], ["--triggersize", "8"]):
+        wrong = CliRunner().invoke(cli.app, ["membership", *flags, "--out", str(tmp_path / "wrong")])
+        assert isinstance(wrong.exception, UserError)
+    assert len(ran) == 2
 
 
 def test_the_example_is_a_spec_whose_images_are_enough() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nets import KINDS
 from segaudit.rng import ImageStreams
@@ -270,6 +271,35 @@ def test_the_dice_loss_is_that_of_each_class_in_the_batch(kind: str) -> None:
     torch.testing.assert_close(found - bare, 0.5 * (1 - torch.stack(dices).mean()), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="recipe: dice must be a number of at least 0, not -1"):
         standard(model, batch, rng=ImageStreams(0, batch.ids), dice=-1)
+
+
+class Answers(Segmenter):
+    """Logits of each place, which are what is learnt, whatever the images are."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.class_names = ("background", "polyp")
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits[: len(images)]
+
+
+@pytest.mark.parametrize("dice", [0, 1])
+def test_defect_an_image_with_an_empty_mask_had_no_loss(dice: float) -> None:
+    """A false polyp costs as much where there is none, and is learnt from, alone and beside an image with one."""
+    model = Answers(torch.tensor([-2.0, 2.0]).view(1, 2, 1, 1).repeat(2, 1, 3, 4))
+    masks = torch.zeros(2, 3, 4, dtype=torch.int64)
+    masks[1, 0] = 1
+    for ids in (("empty",), ("empty", "polyp")):
+        batch = Batch(torch.zeros(len(ids), 3, 3, 4), masks[: len(ids)], ids)
+        loss = standard(model, batch, rng=ImageStreams(0, ids), dice=dice)
+        (slopes,) = torch.autograd.grad(loss, [model.logits])
+        assert (slopes[0, 1] > 1e-4).all()
+        assert (slopes[0, 0] < -1e-4).all()
+        if len(ids) == 1:
+            right = 1 / (1 + math.exp(4))
+            assert loss.item() == pytest.approx(-math.log(right) + dice * (1 - 2 * right / (right + 1)), rel=1e-5)
 
 
 @pytest.mark.parametrize("dice", [0, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,12 +37,13 @@ class Recipe(Tuned):
         found = [one for value in self.args.values() for one in (value if isinstance(value, list) else [value])]
         return [one for one in found if isinstance(one, (Tuned, ModelSpec))]
 
-    def check(self) -> None:
+    def check(self, given: Iterable[str] = ()) -> None:
         """Refuse arguments that the recipe, or one of its parts, does not have, and numbers that it cannot use.
 
-        A recipe's function that carries a `check` is asked with the arguments as a spec has them. Raises UserError.
+        A recipe's function that carries a `check` is asked with the arguments as a spec has them. given: arguments that
+        it is handed beside these. Raises UserError.
         """
-        registry.check_arguments("recipe", self.name, self.args, handed=("model", "batch", "rng"))
+        registry.check_arguments("recipe", self.name, self.args, handed=("model", "batch", "rng", *given))
         for part in self.parts():
             if isinstance(part, Tuned):
                 _check_attack(part)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, stdtr, stdtrit  # type: ignore[import-untyped]
 
 from segaudit.types import Floats
 
 LEVEL = 0.95
 """Of all intervals."""
+
+
+class Range(NamedTuple):
+    """The interval of an AUC. chance: the probability that a guess comes out as far from 0.5; under 5 % where the
+    interval does not hold it. nan where nothing is known of it."""
+
+    low: float
+    high: float
+    chance: float
 
 
 def placement(below: Floats, scores: Floats) -> Floats:
@@ -29,42 +39,45 @@ def area(below: Floats, above: Floats) -> float:
     return float(placement(below, above).mean())
 
 
-def interval(
-    below: Floats, above: Floats, of_below: NDArray[np.str_], of_above: NDArray[np.str_]
-) -> tuple[float, float]:
+def interval(below: Floats, above: Floats, of_below: NDArray[np.str_], of_above: NDArray[np.str_]) -> Range:
     """The 95 % interval of the AUC of the others' and the members' scores; of_below, of_above: their units.
 
-    Its variance is that of the units, so DeLong's where each image is one, and its quantile Student's, as units may be
-    few. Where it has no width, as at an AUC of 1, and of a single score on a side, the score interval of Newcombe for
-    as many units; (nan, nan) of a single unit of several images.
-    Source: DeLong et al. 1988; Obuchowski 1997 (units); Satterthwaite 1946 (degrees of freedom); Newcombe 2006
-    (method 5).
+    A score interval, as Newcombe's: it holds what is less than a quantile of its own standard deviations away, so it
+    stays in [0, 1] and reaches towards 0.5 where the AUC is near 1. How the variance falls towards the ends is
+    Newcombe's for as many units; its size is what the units' scores say at this AUC (DeLong's where each image is a
+    unit), with one more unit on each side that has a random place. The quantile is Student's, as units may be few.
+    Neither end nor chance says more than those of as many units in perfect order, which are Newcombe's. A single score
+    on a side is told by Newcombe's too; a single unit of several images has no interval.
+    Source: Newcombe 2006 (method 5); DeLong et al. 1988; Obuchowski 1997 (units); Satterthwaite 1946 (degrees of
+    freedom).
     """
-    middle, m, n = area(below, above), np.unique(of_above).size, np.unique(of_below).size
-    if min(m, n) < 2:
-        return newcombe(middle, m, n) if (m, n) == (above.size, below.size) else (math.nan, math.nan)
-    inside, outside = _variance(placement(below, above), of_above), _variance(placement(above, below), of_below)
-    if inside + outside < 1e-24:
-        return newcombe(middle, m, n)
-    freedom = (inside + outside) ** 2 / (inside**2 / (m - 1) + outside**2 / (n - 1))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(inside + outside)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    auc, m, n = area(below, above), np.unique(of_above).size, np.unique(of_below).size
+    size, freedom = 1.0, math.inf
+    if min(m, n) > 1:
+        inside, outside = _variance(placement(below, above), of_above), _variance(placement(above, below), of_below)
+        random = (m**-2 + n**-2) / 12
+        total, parts = inside + outside + random, inside**2 / (m - 1) + outside**2 / (n - 1)
+        size, freedom = total / (_newcombe(auc, m, n) + random), total**2 / parts if parts else math.inf
+    elif (m, n) != (above.size, below.size):
+        return Range(math.nan, math.nan, math.nan)
+    guess, best = math.sqrt(_newcombe(0.5, m, n)), newcombe(1.0, m, n)[0]
+    low, high = newcombe(auc, m, n, float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(size))
+    chance, least = stdtr((freedom, math.inf), (-abs(auc - 0.5) / guess / math.sqrt(size), -0.5 / guess))
+    return Range(min(low, best), max(high, 1 - best), 2 * float(max(chance, least)))
 
 
-def newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of an AUC that is known of m and n scores alone. Source: Newcombe 2006, method 5."""
-    many, z = (m + n) / 2 - 1, NormalDist().inv_cdf((1 + LEVEL) / 2)
+def newcombe(auc: float, m: int, n: int, reach: float = NormalDist().inv_cdf((1 + LEVEL) / 2)) -> tuple[float, float]:
+    """The 95 % interval of an AUC that is known of m and n scores alone. reach: standard deviations on either side.
 
-    def outside(true: float) -> bool:
-        width = true * (1 - true) * (1 + many * ((1 - true) / (2 - true) + true / (1 + true))) / (m * n)
-        return (auc - true) ** 2 > z * z * width
-
+    Source: Newcombe 2006, method 5.
+    """
     ends = []
     for far in (0.0, 1.0):
         near = auc
         for _ in range(60):
             middle = (near + far) / 2
-            near, far = (near, middle) if outside(middle) else (middle, far)
+            outside = (auc - middle) ** 2 > reach**2 * _newcombe(middle, m, n)
+            near, far = (near, middle) if outside else (middle, far)
         ends.append(near)
     return ends[0], ends[1]
 
@@ -96,3 +109,9 @@ def _variance(places: Floats, units: NDArray[np.str_]) -> float:
     row = np.unique(units, return_inverse=True)[1]
     sums = np.bincount(row, places - places.mean())
     return float((sums**2).sum() / places.size**2 * sums.size / (sums.size - 1))
+
+
+def _newcombe(true: float, m: int, n: int) -> float:
+    """The variance of the AUC of m and n scores where this is the true one."""
+    many = (m + n) / 2 - 1
+    return true * (1 - true) * (1 + many * ((1 - true) / (2 - true) + true / (1 + true))) / (m * n)

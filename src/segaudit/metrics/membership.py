@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from segaudit.metrics.chance import area, by_luck, clopper_pearson, interval, placement
+from segaudit.metrics.chance import LEVEL, Range, area, by_luck, clopper_pearson, interval, placement
 from segaudit.metrics.roc import curve, tpr_at
 from segaudit.types import Floats, Inference
 
@@ -42,9 +42,9 @@ class Measured:
     """One attack on one victim, or on a few of its images. Shares in [0, 1]; nan without members or without others.
 
     members, others, units: images trained on, others like them, and what both are parts of. low, high: the 95 %
-    interval of the AUC. tuned: the attack has no threshold, so the best one on these very images was taken (the
-    largest balanced accuracy), and it calls scores of at least that members; else those above its own. f1: of the
-    members. hits: at each of `RATES`.
+    interval of the AUC. chance: the probability that a guess's AUC is as far from 0.5. tuned: the attack has no
+    threshold, so the best one on these very images was taken (the largest balanced accuracy), and it calls scores of at
+    least that members; else those above its own. f1: of the members. hits: at each of `RATES`.
     """
 
     members: int
@@ -53,6 +53,7 @@ class Measured:
     auc: float
     low: float
     high: float
+    chance: float
     threshold: float
     tuned: bool
     accuracy: float
@@ -68,14 +69,21 @@ class Measured:
     @property
     def beyond_chance(self) -> bool:
         """Whether there is an interval of the AUC, and 0.5 is outside of it."""
-        return self.low > 0.5 or self.high < 0.5
+        return self.low > 0.5 or self.inverted
 
     def telling(self, attacks: int) -> bool:
         """Whether one of so many attacks is beyond chance, or finds more at a rate of false alarms than a guess does.
 
-        The latter by a test at 5 % shared among attacks and rates.
+        By two tests of 5 %: that of the AUC is shared among the attacks, which is an interval of 1 - 0.05 / attacks in
+        place of the printed one; that of the hits among attacks and rates. Source: Bonferroni 1936.
         """
-        return self.beyond_chance or any(hit.chance < 0.05 / (len(RATES) * attacks) for hit in self.hits)
+        each = (1 - LEVEL) / attacks
+        return self.chance < each or any(hit.chance < each / len(RATES) for hit in self.hits)
+
+    @property
+    def inverted(self) -> bool:
+        """Whether it does worse than a guess: all of the interval of the AUC is below 0.5."""
+        return self.high < 0.5
 
     @property
     def turned(self) -> Measured:
@@ -106,7 +114,7 @@ def measure(of: Inference, rows: Mask | None = None) -> Measured:
     above, below = scores[member], scores[~member]
     of_above, of_below = np.unique(units[member]).size, units[~member]
     both = bool(above.size and below.size)
-    low, high = interval(below, above, of_below, units[member]) if both else (math.nan, math.nan)
+    near = interval(below, above, of_below, units[member]) if both else Range(*[math.nan] * 3)
     tuned = of.threshold is None
     threshold, called = _called(of, scores, below, above)
     hit, false = int((called & member).sum()), int((called & ~member).sum())
@@ -117,8 +125,9 @@ def measure(of: Inference, rows: Mask | None = None) -> Measured:
         below.size,
         np.unique(units).size,
         auc=area(below, above) if both else math.nan,
-        low=low,
-        high=high,
+        low=near.low,
+        high=near.high,
+        chance=near.chance,
         threshold=threshold,
         tuned=tuned,
         accuracy=float((called == member).mean()) if both else math.nan,
@@ -148,13 +157,19 @@ def by_unit(of: Inference) -> list[Unit]:
 
 
 def fall(one: Measured, other: Measured) -> tuple[float, float]:
-    """The 95 % interval of how much lower the AUC of `other` is, as if they were of different images (wider so).
+    """The 95 % interval of how much lower the AUC of `other` is, as if they were of different images (wider so)."""
+    return _between((one.auc, one.low, one.high), (other.auc, other.low, other.high))
 
-    Source: Zou and Donner 2008.
-    """
-    less = math.hypot(one.auc - one.low, other.high - other.auc)
-    more = math.hypot(one.high - one.auc, other.auc - other.low)
-    return one.auc - other.auc - less, one.auc - other.auc + more
+
+def rise(one: Hits, other: Hits) -> tuple[float, float]:
+    """The same of how much more `other` finds; nan where that is not resolvable."""
+    return _between((other.tpr, other.low, other.high), (one.tpr, one.low, one.high))
+
+
+def _between(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float]:
+    """The interval of a difference, from each number with its own. Source: Zou and Donner 2008."""
+    (more, low, high), (less, bottom, top) = one, other
+    return more - less - math.hypot(more - low, top - less), more - less + math.hypot(high - more, less - bottom)
 
 
 def _hits(below: Floats, above: Floats, fpr: float, inside: int, outside: int) -> Hits:

@@ -59,7 +59,7 @@ def inside(
         free &= highest != victim
     places = free.nonzero()
     if not len(places):
-        return image, torch.zeros(image.shape[1:], dtype=torch.bool)
+        return _set(image, slice(0), slice(0), value)
     y, x = places[int(rng.integers(len(places))[0])].tolist()
     return _set(image, slice(y, y + side), slice(x, x + side), value)
 

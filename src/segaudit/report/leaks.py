@@ -1,4 +1,4 @@
-"""What each victim of a membership experiment gives away: its attacks, the worst of them, whether a defense held."""
+"""What each victim of a membership experiment gives away: its attacks, the worst of them, those beyond chance."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segaudit.metrics import confusion
-from segaudit.metrics.membership import Hits, Measured, fall, measure
-from segaudit.report.headline import with_sign
+from segaudit.metrics.membership import Hits, Measured, measure
 from segaudit.report.summary import unique
 from segaudit.types import AWARE, Inference, Results, UserError, Victim
 
-KNOWS = {"none": "", "oblivious": " that does not know of the {}", "adaptive": " that knows of the {}"}
-HELD, LESS, NOT, UNKNOWN = "holds", "lowers the leak", "does not hold", "cannot be judged"
 DIGITS = 3
 """Of an AUC in a text."""
 
@@ -63,11 +60,10 @@ class Standing:
         told = [leak for leak in self.leaks if not math.isnan(leak.measured.auc)]
         return max(told, key=lambda leak: (leak.measured.auc, leak.of.threat == AWARE), default=None)
 
-    @property
-    def sharpest(self) -> Leak | None:
-        """The attack that finds most at 1 % false alarms; None where that is not resolvable."""
-        told = [leak for leak in self.leaks if leak.rare.resolvable]
-        return max(told, key=lambda leak: leak.rare.tpr, default=None)
+    def sharpest(self, rate: int = 0) -> Leak | None:
+        """The attack that finds most at one of `RATES`, at first 1 % false alarms; None where it is not resolvable."""
+        told = [leak for leak in self.leaks if leak.measured.hits[rate].resolvable]
+        return max(told, key=lambda leak: leak.measured.hits[rate].tpr, default=None)
 
     @property
     def known(self) -> bool:
@@ -84,43 +80,6 @@ class Standing:
         """The attacks that tell others from members so well that, turned round, they do more than the worst."""
         worst = self.worst
         return [leak for leak in self.leaks if worst and leak.measured.turned.low > worst.measured.auc]
-
-    @property
-    def unjudged(self) -> str:
-        """Why a defense cannot be judged; empty where it can."""
-        bare = self.bare.worst if self.bare else None
-        if not self.known:
-            return "no attacker who knows of the defense was tried"
-        if self.worst is None or bare is None:
-            return "no attack on the network without it is there to compare"
-        if not bare.measured.low > 0.5:
-            return "the network gives nothing away without it, beyond chance"
-        if not self.telling and not fall(bare.measured, self.worst.measured)[0] > 0:
-            return "there are too few images to tell it from the network without it"
-        return ""
-
-    @property
-    def verdict(self) -> str:
-        """Of a defense, by its worst attack: `HELD` (none is `telling`), `LESS` than without it, `NOT`, `UNKNOWN`."""
-        if self.unjudged or self.worst is None or self.bare is None or self.bare.worst is None:
-            return UNKNOWN
-        if not self.telling:
-            return HELD
-        bare, left = self.bare.worst.measured, [self.worst.measured, *(leak.measured.turned for leak in self.inverted)]
-        return LESS if all(fall(bare, own)[0] > 0 for own in left) else NOT
-
-    @property
-    def line(self) -> str:
-        """All of it in a sentence or two."""
-        worst = self.worst
-        if worst is None:
-            return f"{self.title}: no attack on it was made."
-        if self.defense == "none":
-            return f"{self.title}: {_finds(self, worst)}.{_quality(self)}"
-        beside = self.bare.worst if self.bare else None
-        without = f"; without the defense, {beside.told} has an AUC of {area(beside)}" if beside else ""
-        why = f", as {self.unjudged}" if self.unjudged else ""
-        return f"{self.title} {self.verdict}{why}: {_finds(self, worst)}{without}.{_cost(self)}{_budget(self)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,52 +164,3 @@ def area(leak: Leak) -> str:
     made = leak.measured
     inside = "" if math.isnan(made.low) else f" ({made.low:.{DIGITS}f} to {made.high:.{DIGITS}f})"
     return f"{made.auc:.{DIGITS}f}{inside}"
-
-
-def _finds(own: Standing, worst: Leak) -> str:
-    """What the worst attack does, and the one that finds most at few false alarms."""
-    knows = KNOWS.get(worst.of.threat, "").format("poison" if own.defense == "none" else "defense")
-    who = f"an attacker{knows} ({worst.of.attack})"
-    told = f"{who} tells members from others with an AUC of {area(worst)}"
-    if worst.measured.by_chance:
-        told += ", which may be chance"
-        if own.defense != "none" and own.telling:
-            told += f" (beyond chance: {', '.join(leak.told for leak in own.telling)})"
-    sharp = own.sharpest
-    if sharp is None:
-        return f"{told}; what is found at 1 % false alarms is not resolvable with {worst.measured.others} others"
-    by = "" if sharp is worst else f" ({sharp.told})"
-    return (
-        f"{told}; at 1 % false alarms {with_sign(sharp.rare.tpr)} are found{by}, "
-        f"with an interval of {100 * sharp.rare.low:.1f} to {with_sign(sharp.rare.high)}"
-    )
-
-
-def _quality(own: Standing) -> str:
-    made = quality(own.victim)
-    if math.isnan(made.miou):
-        return ""
-    return (
-        f" It scores {with_sign(made.miou)} mIoU on members and {with_sign(made.miou_others)} on others "
-        f"(Dice {with_sign(made.dice)} and {with_sign(made.dice_others)})."
-    )
-
-
-def _cost(own: Standing) -> str:
-    """What a defense costs on images that neither network was trained on."""
-    made, beside = quality(own.victim), quality(own.bare.victim if own.bare else None)
-    miou, dice = beside.miou_others - made.miou_others, beside.dice_others - made.dice_others
-    if math.isnan(miou):
-        return _quality(own)
-    word = "costs" if miou >= 0 else "gains"
-    other = "" if (dice >= 0) == (miou >= 0) else "gains " if dice < 0 else "costs "
-    also = "" if math.isnan(dice) else f" and {other}{100 * abs(dice):.1f} of Dice"
-    return f" On others it {word} {100 * abs(miou):.1f} points of mIoU{also}."
-
-
-def _budget(own: Standing) -> str:
-    facts = own.victim.facts if own.victim else {}
-    if "epsilon" not in facts:
-        return ""
-    delta = f" at a delta of {facts['delta']:.3g}" if "delta" in facts else ""
-    return f" It is private to an epsilon of {facts['epsilon']:.3g}{delta}."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from segaudit.metrics.chance import placement
-from segaudit.metrics.membership import fall
+from segaudit.metrics.membership import fall, measure
 from segaudit.report import privacy_beside as beside
 from segaudit.report import privacy_tables as tables
 from segaudit.report import rocs
@@ -15,10 +18,13 @@ from segaudit.report.grid import Grid, comma
 from segaudit.report.headline import with_sign
 from segaudit.report.leaks import Leak, Standing, area, asked, baselines, confounded, standings
 from segaudit.report.pictures import thumbnails
+from segaudit.report.privacy_verdict import line
 from segaudit.report.sheets import Box, Sheet
 from segaudit.report.summary import Row, unique
-from segaudit.types import Results, UserError
+from segaudit.types import Inference, Results, UserError
 
+FEW = 10
+"""Units on a side; with fewer, what sees no network is tried on too little."""
 EXPOSED = 5
 """Training images shown as the most exposed."""
 SPLIT = {
@@ -36,8 +42,8 @@ def section(results: Results, rows: Sequence[Row]) -> dict[str, Any] | None:
     found, blind = standings(results), baselines(results)
     optional = {key: _grid(ask, results, rows) for key, ask in ASKED.items()}
     return {
-        "lead": [own.line for own in found if own.defense == "none" and own.poison == "none"] or [found[0].line],
-        "lines": [own.line for own in found],
+        "lead": [line(own) for own in found if own.defense == "none" and own.poison == "none"] or [line(found[0])],
+        "lines": [line(own) for own in found],
         "poisoned": [line for own in found if own.clean for line in _poisoned(own)],
         "doubts": list(doubts(results, found, blind)),
         "blind": list(_blind(blind)),
@@ -58,13 +64,24 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
     """What throws doubt on a membership experiment, a sentence each, the gravest first."""
     split: Mapping[str, Any] = results.privacy.split if results.privacy else {}
     if leak := confounded(blind):
-        yield (
-            f"The split itself leaks: {leak.of.attack}, which sees no network, tells members from others with an AUC "
-            f"of {area(leak)}, so no figure above it counts as a leak of a network alone. Draw at random what is in "
-            "and out, whole units together (`unit: group`)."
-        )
+        who = f"{leak.of.attack}, which sees no network,"
+        if leak.measured.inverted:
+            yield (
+                f"The check of the split is not sound: {who} does worse than a guess, with an AUC of {area(leak)}. "
+                "Few units come to that, as each is told by what the rest of them are: cut smaller ones (`clip`), or "
+                "take more images, and look again."
+            )
+        else:
+            yield (
+                f"The split itself leaks: {who} tells members from others with an AUC of {area(leak)}, so no figure "
+                "above it counts as a leak of a network alone. Draw at random what is in and out, whole units together "
+                "(`unit: group`)."
+            )
     elif not blind:
         yield "No attack without a network was run (`no_model`), so whether the split itself leaks is not known."
+    units = min((_sides(leak.of) for leak in blind), default=FEW)
+    if units < FEW:
+        yield f"The check of the split rests on {units} units on a side at most: its interval is a rough one."
     if left := split.get("left_out"):
         yield f"Left out: {left}."
     if split.get("unit") == "order":
@@ -82,6 +99,12 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
                 f"twenty may by chance: {', '.join(off)}."
             )
     for own in found:
+        facts = own.victim.facts if own.victim else {}
+        if split.get("unit") == "group" and "epsilon" in facts and "private_groups" not in facts:
+            yield (
+                f"{own.title} is private for each image, but whole groups are in or out here, and to a group it "
+                "promises less than its epsilon says. `{name: dp, unit: group}` makes the promise to groups."
+            )
         if own.leaks and not own.known:
             yield f"No attacker who knows of the defense was tried on {own.title}: do not rely on it."
         for leak in own.inverted:
@@ -92,6 +115,12 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
     others = min((leak.measured.others for own in found for leak in own.leaks), default=0)
     if 0 < others < 100:
         yield f"{others} images that are no members resolve no rate of false alarms under {100 / others:.3g} %."
+
+
+def _sides(of: Inference) -> int:
+    """Units of the side that has fewer."""
+    sides = [{of.units[row] for row in np.flatnonzero(of.member == own)} for own in (True, False)]
+    return min(map(len, sides))
 
 
 def controlled(results: Results) -> bool:
@@ -151,6 +180,8 @@ def _blind(blind: Sequence[Leak]) -> Iterator[str]:
             told = "whether the split itself leaks is not known"
         if leak.measured.beyond_chance:
             told = "the interval does not hold 0.5: the split itself leaks"
+        if leak.measured.inverted:
+            told = "worse than a guess, so whether the split itself leaks is not known"
         yield f"{leak.of.attack}, which sees no network, has an AUC of {area(leak)}: {told}."
 
 
@@ -167,12 +198,22 @@ def _poisoned(own: Standing) -> Iterator[str]:
     if told:
         yield f"{own.title}: {', '.join(told)}."
     if own.worst and clean.worst:
-        low, high = fall(own.worst.measured, clean.worst.measured)
+        of = _among(clean.worst.of, own.worst.of.ids)
+        same = Leak(of, measure(of))
+        low, high = fall(own.worst.measured, same.measured)
         word = "more than" if low > 0 else "less than" if high < 0 else "no more, beyond chance, than"
         yield (
             f"{own.title} gives away {word} the one without the poison: an AUC of {area(own.worst)} by "
-            f"{own.worst.told} against {area(clean.worst)} by {clean.worst.told}."
+            f"{own.worst.told} against {area(same)} by {same.told}, of the images that the poison spares."
         )
+
+
+def _among(of: Inference, ids: Sequence[str]) -> Inference:
+    """What an attack says of these images alone."""
+    asked = set(ids)
+    rows = [row for row, name in enumerate(of.ids) if name in asked]
+    names, units = (tuple(own[row] for row in rows) for own in (of.ids, of.units))
+    return replace(of, ids=names, units=units, member=of.member[rows], scores=of.scores[rows], target=of.target[rows])
 
 
 def _coloured(grid: Grid, areas: Sequence[Sequence[float]]) -> Sheet:

@@ -80,11 +80,10 @@ def attacked(own: Standing, row: Row) -> bool:
 
 def _worst_of(own: Standing, exact: bool) -> list[str]:
     """AUC and hits at 1 % of the worst attack, and which it is."""
-    worst, sharp = own.worst, own.sharpest
+    worst = own.worst
     if worst is None:
         return ["" if exact else DASH] * 2 + [""]
-    unresolved = "" if exact else UNRESOLVED
-    hits = share(sharp.rare.tpr, exact) if sharp else unresolved
+    hits = UNRESOLVED if not worst.rare.resolvable and not exact else share(worst.rare.tpr, exact)
     return [repr(worst.measured.auc) if exact else area(worst), hits, worst.told]
 
 

@@ -188,7 +188,11 @@ def _range(made: Measured) -> str:
 
 def _warning(blind: Sequence[Leak]) -> str:
     leak = confounded(blind)
-    return f"; the split itself leaks: {leak.of.attack} has an AUC of {area(leak)}" if leak else ""
+    if leak is None:
+        return ""
+    if leak.measured.inverted:
+        return f"; the check of the split is not sound: {leak.of.attack} has an AUC of {area(leak)}, worse than a guess"
+    return f"; the split itself leaks: {leak.of.attack} has an AUC of {area(leak)}"
 
 
 def _plain(value: str | float) -> str:

@@ -15,6 +15,8 @@ SCENES = {"name": "scenes", "kind": "lesion", "split": "train"}
 """The images where none are given."""
 TRAIN_SIZE = 100
 """How many of those are members, where that is not told."""
+TRIGGER = ("line", 0.1, 1.0)
+"""Trigger, size and value where none are given: nobody has asked for a poison by these."""
 
 
 def spec_of(
@@ -53,9 +55,11 @@ def spec_of(
         raise UserError(f"--triggerval must be from 0 to 255, not {trigger_value:g}")
     value = trigger_value / 255 if trigger_value > 1 else trigger_value
     whole = int(trigger_size) if trigger_size % 1 == 0 else trigger_size
+    registry.load("trigger", trigger)
     poisons: list[Any] = ["none"]
+    if not poison and (trigger, trigger_size, trigger_value) != TRIGGER:
+        raise UserError("--triggertype, --triggersize and --triggerval are of a poison; give --poison too, such as 0.1")
     if poison:
-        registry.load("trigger", trigger)
         poisons.append({"trigger": trigger, "size": whole, "value": value, "probability": poison})
     block: dict[str, Any] = {
         "victim": [_unet(victim)],

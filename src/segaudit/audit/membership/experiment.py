@@ -9,11 +9,11 @@ from typing import Any
 from segaudit import registry
 from segaudit.audit import build
 from segaudit.audit.keys import Contents, code_digest, digest, model_content, part_content, shortened
-from segaudit.audit.membership import given, scoring, trainer
+from segaudit.audit.membership import given, scoring, trainer, trial
 from segaudit.audit.membership.networks import Net, Study
 from segaudit.audit.membership.poison_spec import PoisonSpec
 from segaudit.audit.membership.scoring import Scoring
-from segaudit.audit.membership.spec import CLEAN, NONE, Membership, baseline
+from segaudit.audit.membership.spec import CLEAN, LEAST_SIZE, NONE, Membership, baseline
 from segaudit.audit.membership.split import REFERENCE, SHADOW, VICTIM, split
 from segaudit.audit.parts import ModelSpec, Tuned
 from segaudit.audit.spec import RunSpec
@@ -51,7 +51,7 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
     """What a spec asks for on these images; None without the block.
 
     Raises UserError, before anything is trained, for a pool that is too small, models and poisons that fit the data
-    not, and attacks that were asked for and lack what they need.
+    not, and defenses, and attacks that were asked for, that lack what they need.
     """
     asked = spec.membership
     if asked is None:
@@ -61,7 +61,8 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
     known = None if asked.members is None else given.members(data, spec.data, asked.members)
     study = Study(store, spec.data, training, split(data, asked, seed, known), spec.batch, seed)
     making = _Making(study, asked, data)
-    attacks, left_out = _attacks(study, asked, data)
+    attacks, faults = _attacks(study, asked, data)
+    left_out = list(faults)
     victims, triggers, scorings = list[Net](), list[Trigger](), list[Scoring]()
     for attack in attacks:
         if baseline(attack):
@@ -72,11 +73,16 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
         own = [victim.poison] if victim.poison else poisons
         words = [f"{poison.label()} " if len(own) > 1 else "" for poison in own]
         triggers += [_trigger(victim, poison, word) for poison, word in zip(own, words, strict=True)]
+        if not _enough(victim.poison.spared(study.split.candidates, seed), study.split.members):
+            left_out.append(f"attacks on victims poisoned with {victim.poison.label()}, which spares too few images")
+            continue
         for threat in _threats(victim, asked):
             shadows, references = making.attackers(victim, threat)
             for attack in (attack for attack in attacks if not baseline(attack)):
                 scorings.append(making.scoring(attack, victim, shadows, references, threat))
-    return Plan(study, tuple(making.made.values()), tuple(victims), tuple(triggers), tuple(scorings), left_out)
+    without = tuple(dict.fromkeys(left_out))
+    trial.attempt(study, victims, data)
+    return Plan(study, tuple(making.made.values()), tuple(victims), tuple(triggers), tuple(scorings), without)
 
 
 class _Making:
@@ -86,8 +92,6 @@ class _Making:
         self.study, self.asked, self.made = study, asked, dict[str, Net]()
         models = [*asked.victim, *map(self._shadow, asked.victim)]
         self.models = {model.model_dump_json(): self._model(model, data) for model in models}  # titles may be shared
-        for poison in asked.poison:
-            poison.build(data.class_names, study.seed)
         ids, split, members = study.split.ids, study.split, frozenset(study.split.members)
         self.candidates = digest([[name, split.units[name], name in members] for name in split.candidates])
         self.images = {"data": data.digest(), "ids": digest(list(ids)), "size": len(ids)}
@@ -130,7 +134,8 @@ class _Making:
             "defense": part_content("membership_defense", defense),
             "poison": _poison_content(poison),
             "seed": self.study.seed,
-        } | ({"given": True} if split.given and name == VICTIM else {})
+        }
+        content |= {"given": True} if split.given and name == VICTIM else {}
         key = shortened(content)
         return self.made.setdefault(key, Net(key, name, model, defense, poison))
 
@@ -146,6 +151,7 @@ class _Making:
             "candidates": self.candidates,
             "seed": self.study.seed,
         }
+        content |= {"of": "images that are spared by the poison"} if victim and victim.poison else {}
         return Scoring(shortened(content), attack, victim, tuple(shadows), tuple(references), threat)
 
 
@@ -157,6 +163,12 @@ def _poison_content(poison: PoisonSpec) -> dict[str, Any]:
 
 def _threats(victim: Net, asked: Membership) -> list[str]:
     return [PLAIN] if victim.plain else [threat for threat in (UNAWARE, AWARE) if threat in asked.threats]
+
+
+def _enough(ids: Sequence[str], members: Sequence[str]) -> bool:
+    """Whether there are some members and some others to be told apart."""
+    inside = len(set(ids) & set(members))
+    return min(inside, len(ids) - inside) >= LEAST_SIZE
 
 
 def _trigger(victim: Net, poison: PoisonSpec, word: str) -> Trigger:

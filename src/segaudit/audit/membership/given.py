@@ -56,7 +56,7 @@ class Taken(NetTrainer):
                 "membership: a defense that trains the victim anew cannot be tried on one that was trained elsewhere; "
                 "leave out the defense, or `members`"
             )
-        model = build.model(self._model, self._class_names).eval().requires_grad_(False)
+        model = self._fresh(None, seed=0).eval().requires_grad_(False)
         model.to(default_device())
         return model
 

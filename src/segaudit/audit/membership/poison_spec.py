@@ -77,6 +77,13 @@ class PoisonSpec(Strict):
         target = _number("target_class", self.target_class, class_names)
         return Poison(self.trigger, self.size, value, self.probability, self.rule, victim, target, seed)
 
+    def spared(self, ids: Sequence[str], seed: int) -> tuple[str, ...]:
+        """Those of the images that no network poisoned with it sees otherwise than as they are."""
+        if not self:
+            return tuple(ids)
+        drawn = Poison(probability=self.probability, seed=seed)
+        return tuple(name for name in ids if not drawn.chosen(name))
+
 
 def _number(key: str, value: int | str | None, names: Sequence[str]) -> int | None:
     if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,30 +51,35 @@ def score(study: Study, own: Scoring) -> None:
     """Run an attack and keep what it says. Raises UserError for scores that are none."""
     data, split = parts.dataset(study.data), study.split
     victim = asked(study, own.victim) if own.victim else None
-    given = _experiment(
-        study,
-        samples(study),
-        victim or Nobody(),
-        tuple((net.name, asked(study, net)) for net in own.shadows),
-        tuple((net.name, asked(study, net)) for net in own.references),
-        len(data.class_names),
+    given = _spared(
+        own,
+        study.seed,
+        _experiment(
+            study,
+            samples(study),
+            victim or Nobody(),
+            tuple((net.name, asked(study, net)) for net in own.shadows),
+            tuple((net.name, asked(study, net)) for net in own.references),
+            len(data.class_names),
+        ),
     )
+    ids = given.candidates
     began = time.perf_counter()
     scored = _ask(own.attack, given, frozenset(split.members), seed_of(study.seed, own.key))
     seconds = time.perf_counter() - began
     scores = np.asarray(scored.scores, np.float64)
-    if scores.shape != (len(split.candidates),) or not np.isfinite(scores).all():
+    if scores.shape != (len(ids),) or not np.isfinite(scores).all():
         raise UserError(
             f"membership attack {own.attack.label()!r} gave scores of shape {scores.shape}"
-            f"{'' if np.isfinite(scores).all() else ', not all of them finite'}; {len(split.candidates)} were asked for"
+            f"{'' if np.isfinite(scores).all() else ', not all of them finite'}; {len(ids)} were asked for"
         )
     rows = len(scores)
     table = {
-        "id": list(split.candidates),
-        "unit": [split.units[name] for name in split.candidates],
-        "member": np.isin(split.candidates, split.members),
+        "id": list(ids),
+        "unit": [split.units[name] for name in ids],
+        "member": np.isin(ids, split.members),
         "score": scores,
-        "target": victim.counts(split.candidates).target if victim else _target(data, split.candidates),
+        "target": victim.counts(ids).target if victim else _target(data, ids),
         "threshold": np.full(rows, math.nan if scored.threshold is None else scored.threshold),
         "seconds": np.full(rows, seconds),
     }
@@ -135,6 +140,30 @@ def _experiment(
         references=nets(references),
         population=split.population,
         units={name: split.units[name] for name in split.ids},
+    )
+
+
+def _spared(own: Scoring, seed: int, given: Experiment) -> Experiment:
+    """The experiment on images that are as they are in every training: the others are the poisoner's, nobody's secret.
+
+    Asked as they are, they would count as missed whatever the network gives away; asked as they were trained on, the
+    trigger would tell more than the membership.
+    """
+    if own.victim is None or not own.victim.poison:
+        return given
+
+    def nets(shadows: Sequence[Shadow], made: Sequence[Net]) -> tuple[Shadow, ...]:
+        told = zip(shadows, made, strict=True)
+        return tuple(
+            Shadow(one.asked, net.poison.spared(one.inside, seed), net.poison.spared(one.outside, seed))
+            for one, net in told
+        )
+
+    return replace(
+        given,
+        candidates=own.victim.poison.spared(given.candidates, seed),
+        shadows=nets(given.shadows, own.shadows),
+        references=nets(given.references, own.references),
     )
 
 

@@ -121,7 +121,7 @@ class NetTrainer:
         if name is None and args is None:
             return own
         changed = Recipe(name=name or own.name, args=dict(args or {}))
-        registry.check_arguments("recipe", changed.name, changed.args, ("model", "batch", "rng", *given))
+        changed.check(given)
         return changed
 
     def _fresh(self, adapt: str | None, seed: int) -> Segmenter:

@@ -30,8 +30,9 @@ def dp(
 
     epsilon, delta, norm, noise, accountant: as recipe `private` has them; delta is 1 / units by default. unit: `image`,
     or `group`: what the experiment has in or out together, such as a patient. lr: of the schedule; None: the
-    experiment's own. A Dice loss of the experiment's is that of each image here. Notes epsilon, delta and sigma; where
-    `noise` is false, which clips alone and promises nothing, only a sigma of 0. Raises UserError for other arguments.
+    experiment's own. A Dice loss of the experiment's is that of each image here. Notes epsilon, delta and sigma, and
+    of groups how many it promises this to (`private_groups`); where `noise` is false, which clips alone and promises
+    nothing, only a sigma of 0. Raises UserError for other arguments.
     Source: Abadi et al. 2016 (DP-SGD), number 6 of the seven.
     """
     _checked(epsilon=epsilon, delta=delta, norm=norm, lr=lr, unit=unit, noise=noise, accountant=accountant)
@@ -50,7 +51,8 @@ def dp(
         adapt=NORMS,
         **rate,
     )
-    trainer.note(**({"epsilon": spent.epsilon, "delta": spent.delta} if noise else {}), sigma=spent.sigma)
+    promised = {"epsilon": spent.epsilon, "delta": spent.delta} | ({"private_groups": count} if units else {})
+    trainer.note(**(promised if noise else {}), sigma=spent.sigma)
     return model
 
 
