@@ -243,7 +243,7 @@ def test_dp_notes_what_it_spent(unit: str, noise: bool, tmp_path: Path) -> None:
     model = defend("dp", trainer, unit=unit, noise=noise, lr=None if noise else 0.002)
     wanted = budget(16, 16 if unit == "image" else 8, trainer.schedule, epsilon=8.5, noise=noise)
     if noise:
-        promised = {"private_groups": 8.0} if unit == "group" else {}
+        promised = {"private_groups": 8.0} if unit == "group" else {"private_images": 16.0}
         assert trainer.facts == promised | {"epsilon": wanted.epsilon, "delta": wanted.delta, "sigma": wanted.sigma}
         assert 8.4 < trainer.facts["epsilon"] <= 8.5
         assert trainer.facts["delta"] == 1 / (16 if unit == "image" else 8)

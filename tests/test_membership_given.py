@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from membership_kit import content, found, nets, spec, whole, write
+from membership_kit import content, found, nets, spec, whole
 from segaudit import registry
+from segaudit.audit import build
+from segaudit.audit.membership.given import members, untrained
 from segaudit.audit.membership.kept import read_table
 from segaudit.audit.membership.spec import Membership
-from segaudit.audit.membership.split import split
+from segaudit.audit.membership.split import Known, split
+from segaudit.audit.parts import ModelSpec, Part
 from segaudit.audit.spec import RunSpec
 from segaudit.audit.store import Store
 from segaudit.models import weights
@@ -180,7 +183,7 @@ def test_nothing_shares_a_group_with_what_the_victim_saw() -> None:
     asked = Membership.model_validate({
         "victim": {"source": "tiny", "name": "unet", "weights": "some"}, "members": "some", "train_size": 12,
     })  # fmt: skip
-    made = split(data, asked, 0, known)
+    made = split(data, asked, 0, Known(known))
     assert made.given
     assert set(made.members) <= set(known)
     roles: list[tuple[str, ...]] = [made.outside("victim"), made.shadow, made.reference, made.population]
@@ -191,9 +194,50 @@ def test_nothing_shares_a_group_with_what_the_victim_saw() -> None:
     assert len(made.members) in (10, 12, 14)
 
 
-def test_a_shadow_of_its_own_lets_a_victim_bring_its_weights(tmp_path: Path) -> None:
-    made = content(tmp_path, members="some.txt", victim={"source": "bundled", "name": "unet"}, shadow=VICTIM)
-    asked = RunSpec.model_validate(made)
-    assert asked.membership is not None
-    assert asked.membership.members == "some.txt"
-    assert write(tmp_path)
+def test_of_a_pool_that_was_cut_no_group_is_among_the_others_that_the_victim_saw(tmp_path: Path) -> None:
+    listed = tmp_path / "members.txt"
+    listed.write_text("".join(f"{group:02d}-{group * 6 + i:03d}  # seen\n" for group in range(10) for i in (0, 1)))
+    made = content(tmp_path, {"count": 120, "per": 6, "limit": 30}, members=str(listed), shadow=VICTIM)
+    data = build.dataset(RunSpec.model_validate(made).data)
+    known = members(data, Part.model_validate(made["data"]), str(listed))
+    assert {name[:2] for name in known.ids} < known.groups == {f"{group:02d}" for group in range(10)}
+    asked = Membership.model_validate({"victim": VICTIM, "shadow": VICTIM, "members": str(listed), "train_size": 4})
+    drawn = split(data, asked, 0, known)
+    for role in (drawn.outside("victim"), drawn.shadow, drawn.reference, drawn.population):
+        assert role
+        assert all(int(name[:2]) >= 10 for name in role)
+
+
+def test_the_attackers_networks_have_the_preprocessing_of_the_victims_weights(
+    tmp_path: Path, trained: tuple[Path, list[str]]
+) -> None:
+    tensors, card = weights.read(trained[0] / "victim.safetensors")
+    card["model"]["preprocess"] |= {"order": "bgr", "scale": 255.0}
+    net = build.model(
+        ModelSpec.model_validate(VICTIM | {"weights": str(trained[0] / "victim.safetensors")}), ("dark", "bright")
+    ).net
+    weights.write(net, tmp_path / "bgr.safetensors", card)
+    one = untrained(ModelSpec.model_validate(VICTIM | {"weights": str(tmp_path / "bgr.safetensors")}))
+    assert one.weights is None
+    assert (one.preprocess["order"], one.preprocess["scale"]) == ("bgr", 255.0)
+    told = ModelSpec.model_validate(
+        VICTIM | {"weights": str(tmp_path / "bgr.safetensors"), "preprocess": {"order": "rgb"}}
+    )
+    assert untrained(told).preprocess["order"] == "rgb"
+    assert tensors
+
+
+def test_a_victim_that_brings_its_weights_is_taken_and_one_that_has_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "members.txt").write_text("".join(f"{i:02d}-{i:03d}\n" for i in range(12)))
+    own = tmp_path / "net.py"
+    own.write_text(
+        "import torch\n\n\ndef build():\n    with torch.random.fork_rng():\n        torch.manual_seed(7)\n"
+        "        return torch.nn.Conv2d(3, 2, 1)\n"
+    )
+    over = {"members": str(tmp_path / "members.txt"), "references": 0, "shadows": 0, "train_size": 8}
+    brought = {"source": "python", "name": f"{own}:build", "label": "own"}
+    made = found(spec(tmp_path, DATA, victim=brought, **over), tmp_path / "out")
+    assert len(made.inferences) == 1
+    assert nets(tmp_path / "out") == {}
+    with pytest.raises(UserError, match="victim 'unet' has no weights"):
+        found(spec(tmp_path, DATA, victim=VICTIM, **over), tmp_path / "bare")

@@ -13,7 +13,7 @@ from scipy.stats import binomtest, fisher_exact, norm, t
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from leak_kit import chance, inference
-from segaudit.metrics.chance import by_luck, clopper_pearson, interval, newcombe
+from segaudit.metrics.chance import by_luck, clopper_pearson, effective, interval, newcombe
 from segaudit.metrics.membership import by_class, by_unit, fall, measure, rise
 from segaudit.metrics.roc import tpr_at
 from segaudit.types import Inference
@@ -28,7 +28,7 @@ def drawn(seed: int, images: int = 120, shift: float = 0.8, threshold: float | N
     return replace(base, scores=scores)
 
 
-def ends(auc: float, parts: list[float], counts: tuple[int, int]) -> tuple[float, float]:
+def ends(auc: float, parts: list[float], counts: tuple[float, float]) -> tuple[float, float]:
     """Where the AUC is a Student's quantile of standard deviations from the true one; parts: of the variance here."""
     m, n = counts
 
@@ -130,6 +130,20 @@ def test_intervals_hold_an_auc_near_1_as_often_as_they_say(auc: float, images: i
     assert np.mean([near.high - near.low for near in made]) < {0.97: 0.05, 0.99: 0.03 if images == 100 else 0.07}[auc]
 
 
+@pytest.mark.parametrize("alike", [0.3, 0.8])
+def test_units_of_unlike_size_count_as_fewer(alike: float) -> None:
+    units = np.repeat([f"u{i}" for i in range(9)], [60, *[5] * 8])
+    assert effective(units) == pytest.approx(2.632, abs=1e-3)
+    assert effective(np.array(["a", "b", "c"])) == 3
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        sides = [math.sqrt(alike) * rng.normal(size=9).repeat([60, *[5] * 8]) for _ in range(2)]
+        below, above = (own + math.sqrt(1 - alike) * rng.normal(size=100) for own in sides)
+        made = interval(below, above, units, units)
+        held += made.low <= 0.5 <= made.high
+    assert held >= 0.93 * 200
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_an_interval_knows_no_more_of_a_pair_that_is_swapped_than_of_a_perfect_order(size: int) -> None:
     """One pair of 100 x 100 the other way round had an interval of .9996 to 1, where none had .980 to 1."""
@@ -194,11 +208,11 @@ def test_the_variance_is_that_of_whole_units() -> None:
     of = in_units(3, 6)
     made, units = measure(of), np.array(of.units)
     wins = (of.scores[of.member][:, None] > of.scores[~of.member]).astype(float)
-    parts = []
+    parts, counts = [], (effective(units[of.member]), effective(units[~of.member]))
     for places, own in ((wins.mean(1), units[of.member]), (wins.mean(0), units[~of.member])):
         sums = [(places[own == name] - wins.mean()).sum() for name in sorted(set(own))]
         parts.append(6 / 5 * sum(total**2 for total in sums) / len(places) ** 2)
-    assert (made.low, made.high) == pytest.approx(ends(made.auc, parts, (6, 6)), abs=1e-9)
+    assert (made.low, made.high) == pytest.approx(ends(made.auc, parts, counts), abs=1e-9)
 
 
 @pytest.mark.parametrize("units", [3, 6])

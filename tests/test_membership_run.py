@@ -240,7 +240,28 @@ def test_the_shadows_of_who_knows_of_a_poison_learn_from_images_that_it_spares(t
         left = scoring._spared(own[threat], made.study.seed, given)
         assert left.candidates == spared(ids.candidates, 0)
         assert left.shadows[0].inside == images
-        assert all(set(one.inside) <= set(ids.candidates) for one in left.references)
+        for one, net in zip(left.references, own[threat].references, strict=True):
+            inside = ids.inside[net.name]
+            assert one.inside == (inside if threat == "oblivious" else spared(inside, 0))
+
+
+def test_a_poison_that_leaves_an_attack_nothing_to_learn_from_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.TABLES["membership"], "type2", "segaudit.privacy.attacks.type2:type2")
+    poison = {"trigger": "line", "size": 4, "probability": 0.9}
+    asked = spec(
+        tmp_path, {"count": 160}, references=0, train_size=30, seed=6, poison=["none", poison],
+        attacks=[*named(tmp_path, "least_loss"), "type2"],
+    )  # fmt: skip
+    made = _planned(asked, tmp_path / "out")
+    side = PoisonSpec.model_validate(poison).spared(made.study.split.outside("shadow/0"), 6)
+    assert side == ()
+    assert [(each.threat, each.attack.name.rpartition(":")[2]) for each in made.scorings if each.victim] == [
+        ("none", "least_loss"), ("none", "type2"), ("oblivious", "least_loss"), ("oblivious", "type2"),
+        ("adaptive", "least_loss"),
+    ]  # fmt: skip
+    assert "(of the images that line(size=4, probability=0.9) spares)" in made.left_out[0]
 
 
 def test_a_poison_that_spares_nobody_leaves_nobody_to_ask_about(tmp_path: Path) -> None:

@@ -68,9 +68,14 @@ def test_what_a_defense_would_have_trained_is_checked_before_anything_is(tmp_pat
 
 
 def test_a_defense_that_would_train_a_victim_from_elsewhere_is_refused_before_the_shadows_are(tmp_path: Path) -> None:
-    victim = {"source": "tiny", "name": "unet", "args": {"width": 2}}
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import torch\n\n\ndef build():\n    with torch.random.fork_rng():\n        torch.manual_seed(7)\n"
+        "        return torch.nn.Conv2d(3, 2, 1)\n"
+    )
+    victim, shadow = {"source": "python", "name": f"{net}:build", "label": "own"}, {"source": "tiny", "name": "unet"}
     ids = [f"{i:02d}-{i:03d}" for i in range(12)]
-    usual: dict[str, Any] = {"members": {"only": ids}, "train_size": None, "victim": victim, "shadow": victim}
+    usual: dict[str, Any] = {"members": {"only": ids}, "train_size": None, "victim": victim, "shadow": shadow}
     for name, said in (("served", "trains the victim anew"), ("argmax", None)):
         defense = odd(tmp_path, name) if said else name
         asked = RunSpec.model_validate(content(tmp_path, **usual, defenses=["none", defense]))

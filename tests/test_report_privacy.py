@@ -172,8 +172,10 @@ def test_many_attacks_do_not_deny_a_defense_by_luck() -> None:
     made = [standings(among(seed))[1] for seed in range(60)]
     outside = sum(any(leak.measured.beyond_chance for leak in own.leaks) for own in made)
     assert outside >= 14
-    assert sum(verdict(own) != "holds" for own in made) <= 8
-    lucky = next(own for own in made if verdict(own) == "holds" and own.worst and not own.worst.measured.by_chance)
+    told = [verdict(own) for own in made]
+    assert {"holds", "may hold"} <= set(told)
+    assert sum(word not in ("holds", "may hold") for word in told) <= 8
+    lucky = next(own for own in made if verdict(own) == "may hold" and own.worst and not own.worst.measured.by_chance)
     assert ", which may be chance among 8 attacks; at 1 % false alarms" in line(lucky)
 
 

@@ -45,15 +45,16 @@ def interval(below: Floats, above: Floats, of_below: NDArray[np.str_], of_above:
     A score interval, as Newcombe's: it holds what is less than a quantile of its own standard deviations away, so it
     stays in [0, 1] and reaches towards 0.5 where the AUC is near 1. How the variance falls towards the ends is
     Newcombe's for as many units; its size is what the units' scores say at this AUC (DeLong's where each image is a
-    unit), with one more unit on each side that has a random place. The quantile is Student's, as units may be few.
-    Neither end nor chance says more than those of as many units in perfect order, which are Newcombe's. A single score
-    on a side is told by Newcombe's too; a single unit of several images has no interval.
+    unit), with one more unit on each side that has a random place. The quantile is Student's, as units may be few;
+    those of unlike size count as `effective` says. Neither end nor chance says more than those of as many units in
+    perfect order, which are Newcombe's. A single score on a side is told by Newcombe's too; a single unit of several
+    images has no interval.
     Source: Newcombe 2006 (method 5); DeLong et al. 1988; Obuchowski 1997 (units); Satterthwaite 1946 (degrees of
     freedom).
     """
-    auc, m, n = area(below, above), np.unique(of_above).size, np.unique(of_below).size
+    auc, m, n = area(below, above), effective(of_above), effective(of_below)
     size, freedom = 1.0, math.inf
-    if min(m, n) > 1:
+    if min(np.unique(of_above).size, np.unique(of_below).size) > 1:
         inside, outside = _variance(placement(below, above), of_above), _variance(placement(above, below), of_below)
         random = (m**-2 + n**-2) / 12
         total, parts = inside + outside + random, inside**2 / (m - 1) + outside**2 / (n - 1)
@@ -66,7 +67,15 @@ def interval(below: Floats, above: Floats, of_below: NDArray[np.str_], of_above:
     return Range(min(low, best), max(high, 1 - best), 2 * float(max(chance, least)))
 
 
-def newcombe(auc: float, m: int, n: int, reach: float = NormalDist().inv_cdf((1 + LEVEL) / 2)) -> tuple[float, float]:
+def effective(units: NDArray[np.str_]) -> float:
+    """As how many units of like size these count, by the unit of each image. Source: Kish 1965 (unequal weights)."""
+    sizes = np.unique(units, return_counts=True)[1]
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.size else 0.0
+
+
+def newcombe(
+    auc: float, m: float, n: float, reach: float = NormalDist().inv_cdf((1 + LEVEL) / 2)
+) -> tuple[float, float]:
     """The 95 % interval of an AUC that is known of m and n scores alone. reach: standard deviations on either side.
 
     Source: Newcombe 2006, method 5.
@@ -111,7 +120,7 @@ def _variance(places: Floats, units: NDArray[np.str_]) -> float:
     return float((sums**2).sum() / places.size**2 * sums.size / (sums.size - 1))
 
 
-def _newcombe(true: float, m: int, n: int) -> float:
+def _newcombe(true: float, m: float, n: float) -> float:
     """The variance of the AUC of m and n scores where this is the true one."""
     many = (m + n) / 2 - 1
     return true * (1 - true) * (1 + many * ((1 - true) / (2 - true) + true / (1 + true))) / (m * n)

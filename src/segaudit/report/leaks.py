@@ -73,7 +73,8 @@ class Standing:
     @property
     def telling(self) -> list[Leak]:
         """The attacks that do better than a guess, or worse, which is as telling."""
-        return [leak for leak in self.leaks if leak.measured.telling(len(self.leaks))]
+        tried = len({leak.of.scores.tobytes() for leak in self.leaks})
+        return [leak for leak in self.leaks if leak.measured.telling(tried)]
 
     @property
     def inverted(self) -> list[Leak]:

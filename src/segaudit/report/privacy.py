@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segaudit.metrics.chance import placement
+from segaudit.metrics.chance import effective, placement
 from segaudit.metrics.membership import fall, measure
 from segaudit.report import privacy_beside as beside
 from segaudit.report import privacy_tables as tables
@@ -18,7 +18,7 @@ from segaudit.report.grid import Grid, comma
 from segaudit.report.headline import with_sign
 from segaudit.report.leaks import Leak, Standing, area, asked, baselines, confounded, standings
 from segaudit.report.pictures import thumbnails
-from segaudit.report.privacy_verdict import line
+from segaudit.report.privacy_verdict import line, to_groups
 from segaudit.report.sheets import Box, Sheet
 from segaudit.report.summary import Row, unique
 from segaudit.types import Inference, Results, UserError
@@ -81,7 +81,7 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
         yield "No attack without a network was run (`no_model`), so whether the split itself leaks is not known."
     units = min((_sides(leak.of) for leak in blind), default=FEW)
     if units < FEW:
-        yield f"The check of the split rests on {units} units on a side at most: its interval is a rough one."
+        yield f"The check of the split rests on {units:.3g} units on a side at most: its interval is a rough one."
     if left := split.get("left_out"):
         yield f"Left out: {left}."
     if split.get("unit") == "order":
@@ -100,7 +100,7 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
             )
     for own in found:
         facts = own.victim.facts if own.victim else {}
-        if split.get("unit") == "group" and "epsilon" in facts and "private_groups" not in facts:
+        if split.get("unit") == "group" and "epsilon" in facts and not to_groups(own):
             yield (
                 f"{own.title} is private for each image, but whole groups are in or out here, and to a group it "
                 "promises less than its epsilon says. `{name: dp, unit: group}` makes the promise to groups."
@@ -117,10 +117,9 @@ def doubts(results: Results, found: Sequence[Standing], blind: Sequence[Leak]) -
         yield f"{others} images that are no members resolve no rate of false alarms under {100 / others:.3g} %."
 
 
-def _sides(of: Inference) -> int:
-    """Units of the side that has fewer."""
-    sides = [{of.units[row] for row in np.flatnonzero(of.member == own)} for own in (True, False)]
-    return min(map(len, sides))
+def _sides(of: Inference) -> float:
+    """As how many units of like size the side counts that has fewer."""
+    return min(effective(np.array(of.units)[of.member == own]) for own in (True, False))
 
 
 def controlled(results: Results) -> bool:
@@ -197,9 +196,8 @@ def _poisoned(own: Standing) -> Iterator[str]:
         told += [f"{word.replace('_', ' ')} {with_sign(mine[word])}{clear}"] if word in mine else []
     if told:
         yield f"{own.title}: {', '.join(told)}."
-    if own.worst and clean.worst:
-        of = _among(clean.worst.of, own.worst.of.ids)
-        same = Leak(of, measure(of))
+    same = replace(clean, leaks=_among(clean.leaks, own.worst.of.ids)).worst if own.worst else None
+    if own.worst and same:
         low, high = fall(own.worst.measured, same.measured)
         word = "more than" if low > 0 else "less than" if high < 0 else "no more, beyond chance, than"
         yield (
@@ -208,12 +206,16 @@ def _poisoned(own: Standing) -> Iterator[str]:
         )
 
 
-def _among(of: Inference, ids: Sequence[str]) -> Inference:
-    """What an attack says of these images alone."""
-    asked = set(ids)
-    rows = [row for row, name in enumerate(of.ids) if name in asked]
-    names, units = (tuple(own[row] for row in rows) for own in (of.ids, of.units))
-    return replace(of, ids=names, units=units, member=of.member[rows], scores=of.scores[rows], target=of.target[rows])
+def _among(leaks: Sequence[Leak], ids: Sequence[str]) -> tuple[Leak, ...]:
+    """What attacks say of these images alone."""
+    made, asked = list[Leak](), set(ids)
+    for of in (leak.of for leak in leaks):
+        rows = [row for row, name in enumerate(of.ids) if name in asked]
+        names, units = (tuple(own[row] for row in rows) for own in (of.ids, of.units))
+        arrays = {key: getattr(of, key)[rows] for key in ("member", "scores", "target")}
+        less = replace(of, ids=names, units=units, **arrays)
+        made.append(Leak(less, measure(less)))
+    return tuple(made)
 
 
 def _coloured(grid: Grid, areas: Sequence[Sequence[float]]) -> Sheet:

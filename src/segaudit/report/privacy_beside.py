@@ -38,7 +38,8 @@ def poison(results: Results, rows: Sequence[Row], quantity: str, exact: bool) ->
         body.append([*named, *(share(one, exact) for one in every), *_worst_of(own, exact)])
     first = ["model", "defense", "poison", *(["trigger"] if len(poisons) > 1 else [])]
     head = [*first, *map(words, names), "mIoU on others", "Dice on others", *LEAKAGE]
-    title = f"{results.name}: poisoned victims beside clean ones; shares in percent, leakage by the worst attack"
+    title = f"{results.name}: poisoned victims beside clean ones; shares in percent, leakage by the worst attack (of "
+    title += "poisoned ones on the images that the poison spares)"
     return Grid(title, head, body, len(first))
 
 

@@ -9,20 +9,22 @@ from segaudit.report.headline import with_sign
 from segaudit.report.leaks import Leak, Standing, area, quality
 
 KNOWS = {"none": "", "oblivious": " that does not know of the {}", "adaptive": " that knows of the {}"}
-HELD, LESS, NOT, UNKNOWN = "holds", "lowers the leak", "does not hold", "cannot be judged"
+HELD, MAYBE, LESS = "holds", "may hold", "lowers the leak"
+NOT, UNKNOWN = "does not hold", "cannot be judged"
 
 
 def verdict(own: Standing) -> str:
-    """Of a defense: `HELD`, `LESS`, `NOT`, `UNKNOWN`.
+    """Of a defense: `HELD`, `MAYBE`, `LESS`, `NOT`, `UNKNOWN`.
 
-    It held where no attack is `telling`. It lowers the leak where its worst attack has a lower AUC than that on the
-    network without it, beyond chance, and at no rate of false alarms more are found.
+    It held where no attack is `telling`, and may have where one is by itself, but not as one of so many. It lowers the
+    leak where its worst attack has a lower AUC than that on the network without it, beyond chance, and at no rate of
+    false alarms more are found.
     """
     bare, worst = own.bare.worst if own.bare else None, own.worst
     if unjudged(own) or bare is None or worst is None:
         return UNKNOWN
     if not own.telling:
-        return HELD
+        return MAYBE if any(leak.measured.low > 0.5 for leak in own.leaks) else HELD
     left = [worst.measured, *(leak.measured.turned for leak in own.inverted)]
     lower = all(fall(bare.measured, one)[0] > 0 for one in left)
     return LESS if lower and risen(own) is None else NOT
@@ -124,17 +126,24 @@ def _cost(own: Standing) -> str:
     return f" On others it {word} {100 * abs(miou):.1f} points of mIoU{also}."
 
 
+def to_groups(own: Standing) -> bool:
+    """Whether an epsilon is promised to whole groups."""
+    facts = own.victim.facts if own.victim else {}
+    return "private_groups" in facts or "unit=group" in own.defense
+
+
 def _budget(own: Standing) -> str:
     """What a defense promises, and to what: an image, unless it notes that it is a group."""
     facts = own.victim.facts if own.victim else {}
     if "epsilon" not in facts:
         return ""
-    groups, images = int(facts.get("private_groups", 0)), max((leak.measured.members for leak in own.leaks), default=0)
-    each, count = ("group", groups) if groups else ("image", images)
+    each = "group" if to_groups(own) else "image"
+    members = max((leak.measured.members for leak in own.leaks), default=0)
+    count = facts.get(f"private_{each}s", 0 if to_groups(own) else members)
     told = f" It is private to an epsilon of {facts['epsilon']:.3g}"
     if "delta" not in facts:
         return f"{told} for each {each}."
     told += f" at a delta of {facts['delta']:.3g} for each {each}"
     if count and facts["delta"] * count > 1 - 1e-9:
-        told += f"; a delta not below 1 / {count} may give one of these {count} away whole"
+        told += f"; a delta not below 1 / {count:.0f} may give one of these {count:.0f} away whole"
     return f"{told}."

@@ -79,7 +79,12 @@ def plan(spec: RunSpec, data: Dataset, store: str) -> Plan | None:
         for threat in _threats(victim, asked):
             shadows, references = making.attackers(victim, threat)
             for attack in (attack for attack in attacks if not baseline(attack)):
-                scorings.append(making.scoring(attack, victim, shadows, references, threat))
+                made = making.scoring(attack, victim, shadows, references, threat)
+                fault = scoring.fault(study, attack, data, made) if victim.poison else None
+                if fault is None:
+                    scorings.append(made)
+                else:
+                    left_out.append(f"{fault} (of the images that {victim.poison.label()} spares)")
     without = tuple(dict.fromkeys(left_out))
     trial.attempt(study, victims, data)
     return Plan(study, tuple(making.made.values()), tuple(victims), tuple(triggers), tuple(scorings), without)
@@ -92,6 +97,8 @@ class _Making:
         self.study, self.asked, self.made = study, asked, dict[str, Net]()
         models = [*asked.victim, *map(self._shadow, asked.victim)]
         self.models = {model.model_dump_json(): self._model(model, data) for model in models}  # titles may be shared
+        for model in asked.victim if study.split.given else ():
+            given.check(model, data.class_names)
         ids, split, members = study.split.ids, study.split, frozenset(study.split.members)
         self.candidates = digest([[name, split.units[name], name in members] for name in split.candidates])
         self.images = {"data": data.digest(), "ids": digest(list(ids)), "size": len(ids)}

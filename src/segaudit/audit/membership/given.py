@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segaudit.audit import build
+from segaudit.audit.membership.split import Known
 from segaudit.audit.membership.trainer import NetTrainer
 from segaudit.audit.parts import ModelSpec, Part
 from segaudit.data.base import Dataset
+from segaudit.models import weights
 from segaudit.nn.precision import default_device
 from segaudit.paths import expand
 from segaudit.registry import suggest
@@ -18,8 +20,8 @@ CUT = ("limit", "only")
 """Arguments of a data set that leave images out."""
 
 
-def members(data: Dataset, part: Part, told: str | Mapping[str, Any]) -> tuple[str, ...]:
-    """The images that the victims were trained on, in the order of the data set.
+def members(data: Dataset, part: Part, told: str | Mapping[str, Any]) -> Known:
+    """The images of a data set that the victims were trained on, in its order, and the groups of all of them.
 
     told: a text file of ids, one a line (`#` begins a comment), or the arguments with which the same data set holds
     them, such as `{split: train}`. Raises UserError for ids that the data set does not have, unless it was cut, and
@@ -38,12 +40,22 @@ def members(data: Dataset, part: Part, told: str | Mapping[str, Any]) -> tuple[s
     found = tuple(name for name in data.ids if name in asked)
     if not found:
         raise UserError(f"membership: members ({where}) has no image of the pool, data {part.name!r}; give its ids")
-    return found
+    whole = data if strange is None else build.dataset(Part(name=part.name, args=_uncut(part)))
+    return Known(found, frozenset(group for group, names in whole.groups().items() if not asked.isdisjoint(names)))
 
 
 def untrained(model: ModelSpec) -> ModelSpec:
-    """The same architecture before its training."""
-    return model.model_copy(update={"weights": None})
+    """The same architecture before its training, with the preprocessing that belongs to the weights."""
+    card = {} if model.weights is None else weights.read(model.weights)[1]
+    known = card.get("model", {}).get("preprocess") or {}
+    return model.model_copy(update={"weights": None, "preprocess": known | model.preprocess})
+
+
+def check(model: ModelSpec, class_names: Sequence[str]) -> None:
+    """Raise UserError for a victim that has never been trained: it is another one with every seed."""
+    one, other = (build.digest(build.model(model, class_names, seed)) for seed in (0, 1))
+    if one != other:
+        raise UserError(f"membership: victim {model.title()!r} has no weights; with `members` it is taken with its own")
 
 
 class Taken(NetTrainer):
@@ -63,15 +75,18 @@ class Taken(NetTrainer):
 
 def _listed(path: str) -> list[str]:
     try:
-        lines = expand(path).read_text().splitlines()
+        lines = expand(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"membership: members: {path} cannot be read ({getattr(error, 'strerror', None) or error}); "
             "give a text file with an id a line, or arguments of the data such as {split: train}"
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
 def _held(part: Part, told: Mapping[str, Any]) -> tuple[str, ...]:
-    rest = {key: value for key, value in part.args.items() if key not in CUT}
-    return build.dataset(Part(name=part.name, args=rest | dict(told))).ids
+    return build.dataset(Part(name=part.name, args=_uncut(part) | dict(told))).ids
+
+
+def _uncut(part: Part) -> dict[str, Any]:
+    return {key: value for key, value in part.args.items() if key not in CUT}

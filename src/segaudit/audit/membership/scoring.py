@@ -91,11 +91,15 @@ def place(key: str) -> str:
     return f"inferences/{key}.parquet"
 
 
-def fault(study: Study, attack: Tuned, data: Dataset) -> str | None:
-    """What an attack lacks, in its own words: it is called with networks that end it as soon as it asks one."""
+def fault(study: Study, attack: Tuned, data: Dataset, own: Scoring | None = None) -> str | None:
+    """What an attack lacks, in its own words: it is called with networks that end it as soon as it asks one.
+
+    own: what it is tried for, where that may leave it fewer images.
+    """
     names = [name for name in study.split.inside if name.startswith((SHADOW, REFERENCE))]
     shadows, references = ([(n, _Silent()) for n in names if n.startswith(kind)] for kind in (SHADOW, REFERENCE))
     given = _experiment(study, _Silent(), _Silent(), tuple(shadows), tuple(references), len(data.class_names))
+    given = _spared(own, study.seed, given) if own else given
     try:
         _ask(attack, given, frozenset(study.split.members), 0)
     except _Asked:

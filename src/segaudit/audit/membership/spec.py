@@ -125,7 +125,7 @@ class Membership(Strict):
         if any(self.poison):
             raise ValueError("poison: the victims of `members` were trained elsewhere; leave one of them out")
         bare = next((own.title() for own in self.victim if own.weights is None), None)
-        if bare is not None and self.shadow is None:
+        if bare is not None and self.shadow is None and (self.shadows or self.references):
             raise ValueError(
                 f"victim {bare!r}: with `members` it is taken with its weights; give it some, or, where it brings its "
                 "own, give a shadow that does not"
@@ -144,7 +144,7 @@ class Membership(Strict):
 
     def of(self, count: int) -> Membership:
         """The same on so many images: with the usual train_size, where the one that was told takes more of them."""
-        fits = self.train_size is None or (self.members is None and self.parts * self.train_size <= count)
+        fits = self.train_size is None or self.parts * self.train_size <= count
         return self if fits else self.model_copy(update={"train_size": None})
 
     def asked(self) -> list[Tuned]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from segaudit.audit.membership.clips import clips
 from segaudit.audit.membership.spec import LEAST_SIZE, Membership
@@ -17,6 +17,13 @@ VICTIM, SHADOW, REFERENCE = "victim", "shadow", "reference"
 
 LEAST = {"candidates": 4, "members": 2, "others": 2, "own": 1, "shadow": 2}
 """Units that a role must have: of candidates two on either side, so that some can be learnt from and others tried."""
+
+
+class Known(NamedTuple):
+    """What victims that were trained elsewhere saw. ids: in the pool. groups: in which there are images of it."""
+
+    ids: tuple[str, ...]
+    groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,10 @@ class Split:
         } | ({"victims": "as they were given"} if self.given else {})
 
 
-def split(data: Dataset, asked: Membership, seed: int, known: Sequence[str] | None = None) -> Split:
+def split(data: Dataset, asked: Membership, seed: int, known: Known | None = None) -> Split:
     """The split of a data set; it depends on the ids, the groups and the seed alone.
 
-    known: what victims that were trained elsewhere were trained on, in the order of the data set. Raises UserError
-    where there are too few images or groups.
+    known: of victims that were trained elsewhere. Raises UserError where there are too few images or groups.
     """
     units, unit = _units(data, asked)
     if known is not None:
@@ -154,10 +160,10 @@ def _drawn(ids: Sequence[str], units: Mapping[str, str], asked: Membership, seed
 
 
 def _beside(
-    ids: Sequence[str], units: Mapping[str, str], known: Sequence[str], asked: Membership, seed: int
+    ids: Sequence[str], units: Mapping[str, str], seen: Known, asked: Membership, seed: int
 ) -> dict[str, tuple[str, ...]]:
     """role -> images, where the members are among the known ones, and nothing else is or shares a unit with them."""
-    touched = {units[name] for name in known}
+    known, touched = seen.ids, {units[name] for name in seen.ids} | seen.groups
     free = tuple(name for name in ids if units[name] not in touched)
     parts = 1 + 2 * (asked.shadows > 0)
     size = asked.train_size or min(len(known), len(free) // (parts + 1))

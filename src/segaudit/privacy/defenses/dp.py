@@ -31,8 +31,8 @@ def dp(
     epsilon, delta, norm, noise, accountant: as recipe `private` has them; delta is 1 / units by default. unit: `image`,
     or `group`: what the experiment has in or out together, such as a patient. lr: of the schedule; None: the
     experiment's own. A Dice loss of the experiment's is that of each image here. Notes epsilon, delta and sigma, and
-    of groups how many it promises this to (`private_groups`); where `noise` is false, which clips alone and promises
-    nothing, only a sigma of 0. Raises UserError for other arguments.
+    how many images or groups it promises this to (`private_images`, `private_groups`); where `noise` is false, which
+    clips alone and promises nothing, only a sigma of 0. Raises UserError for other arguments.
     Source: Abadi et al. 2016 (DP-SGD), number 6 of the seven.
     """
     _checked(epsilon=epsilon, delta=delta, norm=norm, lr=lr, unit=unit, noise=noise, accountant=accountant)
@@ -51,7 +51,7 @@ def dp(
         adapt=NORMS,
         **rate,
     )
-    promised = {"epsilon": spent.epsilon, "delta": spent.delta} | ({"private_groups": count} if units else {})
+    promised = {"epsilon": spent.epsilon, "delta": spent.delta, f"private_{unit}s": float(count)}
     trainer.note(**(promised if noise else {}), sigma=spent.sigma)
     return model
 
